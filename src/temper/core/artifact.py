@@ -1,0 +1,234 @@
+"""The artifact: a folder with the exported model, its manifest, its proof and a script that runs it.
+
+Opening one needs the runtime and NumPy only. Nothing in it is unpickled or evaluated, every file is checked against
+its sha256 first, and a file outside of the folder is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from temper.core import catalog
+from temper.core.errors import ArtifactError, UsageError
+from temper.core.goal import Conditions
+from temper.core.runtime import Runner, Runtime
+from temper.core.schema import Array, Outputs, Schema
+
+FORMAT = 1
+MANIFEST, PROOF, SCRIPT, REPORT = "manifest.json", "proof.json", "run.py", "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An artifact whose files have been checked: `schema`, `runtime`, the conditions it was made for, its recipe."""
+
+    folder: Path
+    schema: Schema
+    runtime: Runtime
+    conditions: Conditions
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    files: Mapping[str, str]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """Open the artifact in a folder, or in the `artifact` folder of a run.
+
+        Raises: ArtifactError if a file is missing, altered, from a newer temper or outside of the folder.
+        """
+        folder = located(Path(folder))
+        manifest = _manifest(folder)
+        _check_files(folder, manifest["files"])
+        try:
+            runtime = catalog.get(Runtime, manifest["runtime"]["name"]).from_json(manifest["runtime"])
+            return cls(
+                folder=folder,
+                schema=Schema.from_json(manifest["schema"]),
+                runtime=runtime,
+                conditions=Conditions(**manifest["conditions"]),
+                recipe=manifest["recipe"],
+                environment=manifest["environment"],
+                files=manifest["files"],
+            )
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            raise ArtifactError(f"{folder / MANIFEST} is damaged: {error}. Get the artifact again") from error
+
+    @property
+    def size_bytes(self) -> int:
+        """What the model's own files take on disk: without manifest, proof, report and script."""
+        extra = (PROOF, SCRIPT, REPORT)
+        return sum((self.folder / name).stat().st_size for name in self.files if name not in extra)
+
+    def load(self, threads: int | None = None) -> "Model":
+        """Load the model, pinned to so many threads (those it was made for, unless said otherwise)."""
+        self.runtime.require()
+        runner = self.runtime.load(self.folder, self.schema, threads or self.conditions.threads)
+        return Model(runner, self.schema)
+
+
+class Model:
+    """A loaded artifact: call it with NumPy arrays, by position or by name."""
+
+    def __init__(self, runner: Runner, schema: Schema) -> None:
+        self.schema = schema
+        self._run = runner.run
+        self._names = tuple(spec.name for spec in schema.inputs)
+        self._single = self._quick_check(schema)
+        self._nested = schema.nesting != "tensor"
+
+    def __call__(self, *arrays: Array, **named: Array) -> Outputs:
+        """The model's outputs, nested as the original's: an array, a tuple or a dict of arrays.
+
+        Raises: UsageError if an input is missing or has the wrong shape or dtype.
+        """
+        if named:
+            arrays = self._positional(arrays, named)
+        if not self._is_fine(arrays):
+            raise UsageError(str(self.schema.mismatch(arrays)))
+        outputs = self._run(*arrays)
+        return self.schema.nested(outputs) if self._nested else outputs[0]
+
+    def _is_fine(self, arrays: tuple[Array, ...]) -> bool:
+        # The usual call, one array of the right dtype and shape, is recognized without the general check.
+        if self._single is not None and len(arrays) == 1:
+            array, (dtype, inner) = arrays[0], self._single
+            if type(array) is np.ndarray and array.dtype is dtype and array.shape[1:] == inner:
+                return True
+        return self.schema.mismatch(arrays) is None
+
+    @staticmethod
+    def _quick_check(schema: Schema) -> tuple[np.dtype[Any], tuple[int | None, ...]] | None:
+        if len(schema.inputs) == 1 and schema.dynamic_batch:
+            return np.dtype(schema.inputs[0].dtype), schema.inputs[0].shape[1:]
+        return None
+
+    def _positional(self, arrays: tuple[Array, ...], named: Mapping[str, Array]) -> tuple[Array, ...]:
+        rest = self._names[len(arrays) :]
+        if set(rest) != set(named):
+            wanted = ", ".join(self._names)
+            raise UsageError(f"the model takes the inputs {wanted}; by name came {', '.join(named)}")
+        return (*arrays, *(named[name] for name in rest))
+
+
+def load(folder: Path | str, threads: int | None = None) -> Model:
+    """Load an artifact, ready to be called with NumPy arrays.
+
+    Raises: ArtifactError if it must not be loaded; MissingExtra if its runtime is not installed.
+    """
+    return Artifact.open(folder).load(threads)
+
+
+def located(folder: Path) -> Path:
+    """The artifact's own folder, given it or the run's folder that holds it. Raises: ArtifactError."""
+    for candidate in (folder, folder / "artifact"):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    raise ArtifactError(f"{folder} holds no artifact: there is no {MANIFEST} in it, nor in {folder / 'artifact'}")
+
+
+def write(
+    folder: Path,
+    *,
+    schema: Schema,
+    runtime: Runtime,
+    conditions: Conditions,
+    recipe: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> None:
+    """Turn a folder of exported files into an artifact: write its script, then its manifest."""
+    (folder / SCRIPT).write_text(_script(schema, runtime, conditions), encoding="utf-8")
+    manifest = {
+        "format": FORMAT,
+        "schema": schema.to_json(),
+        "runtime": runtime.to_json(),
+        "conditions": {"batch": conditions.batch, "threads": conditions.threads},
+        "recipe": dict(recipe),
+        "environment": dict(environment),
+        "files": _digests(folder),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def seal(folder: Path) -> None:
+    """Take the files that now lie in the artifact's folder, its proof and report among them, into its manifest."""
+    manifest = _manifest(folder)
+    manifest["files"] = _digests(folder)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def example_inputs(schema: Schema, batch: int) -> tuple[Array, ...]:
+    """Inputs that fit the schema, made up: normal numbers, and zeros for integers."""
+    generator = np.random.default_rng(0)
+    arrays = []
+    for spec in schema.inputs:
+        shape = tuple(batch if size is None else size for size in spec.shape)
+        dtype = np.dtype(spec.dtype)
+        arrays.append(generator.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype))
+    return tuple(arrays)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version = manifest["format"]
+        newer = version > FORMAT
+        files = manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file} is damaged: {error}. Get the artifact again") from error
+    if newer:
+        raise ArtifactError(
+            f"{file} has format {version}, and this temper reads up to {FORMAT}. Update it: pip install -U temper-ml"
+        )
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{file} is damaged: its list of files is not a table. Get the artifact again")
+    return dict(manifest)
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    root = folder.resolve()
+    for name, digest in files.items():
+        file = (folder / name).resolve()
+        if not file.is_relative_to(root):
+            raise ArtifactError(f"{folder / MANIFEST} names a file outside of its folder, {name!r}: it is not loaded")
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing: the artifact is incomplete. Get it again")
+        if sha256(file) != digest:
+            raise ArtifactError(f"{file} is not the file that was measured (its sha256 differs): it is not loaded")
+
+
+def _script(schema: Schema, runtime: Runtime, conditions: Conditions) -> str:
+    lines = [
+        '"""Run the model on made-up inputs; replace them with your own."""',
+        "",
+        "from pathlib import Path",
+        "",
+        "import numpy",
+        "",
+        "HERE = Path(__file__).resolve().parent",
+        *(f"{spec.name} = {_made_up(spec.shape, spec.dtype, conditions.batch)}" for spec in schema.inputs),
+        "",
+        runtime.script(schema, conditions.threads).rstrip(),
+        'print([(output.shape, output.dtype) for output in outputs])',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _made_up(shape: Sequence[int | None], dtype: str, batch: int) -> str:
+    sizes = tuple(batch if size is None else size for size in shape)
+    return f'numpy.zeros({sizes}, "{dtype}")'

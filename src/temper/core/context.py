@@ -1,0 +1,23 @@
+"""What a technique may use besides the graph."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from temper.core.schema import Array
+from temper.core.target import Target
+
+if TYPE_CHECKING:
+    from temper.core.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The runtime that the graph is meant for, the target, a seed, and the calibration inputs if there are any.
+
+    `calibration` holds one array an input, each (examples, ...), in the order of the graph's inputs.
+    """
+
+    runtime: "Runtime"
+    target: Target
+    seed: int
+    calibration: tuple[Array, ...] | None = None

@@ -1,0 +1,103 @@
+"""Data: what the author of a task gives, and the disjoint parts that it becomes."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
+
+from temper.core.errors import DataError
+from temper.core.schema import Array, TensorSpec
+
+Source = Any
+"""Where examples come from; `Data` lists what is accepted."""
+
+Indices = Array
+Style = Literal["tensor", "tuple", "dict"]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The examples of a task: one source that temper splits, or up to four sources, one a part.
+
+    `calibration` sets the ranges of quantizers, `training` recovers accuracy, `selection` is what the search looks
+    at, `proof` is opened once, to judge. A source is one of:
+
+    - arrays (NumPy, torch), each (examples, ...): the inputs alone, or the pair `(inputs, targets)`, where inputs are
+      one array, a tuple of arrays or a dict of arrays; a dict keeps its targets under `labels`, `label`, `targets` or
+      `target`;
+    - a sized dataset (`__len__` and `__getitem__`) whose items are such values for one example;
+    - a `DataLoader`, or any other iterable, of such values for one batch; it is read once, in order.
+
+    Raises: DataError if `everything` stands beside a named part, or nothing is given to judge on.
+    """
+
+    everything: Source = None
+    _: KW_ONLY
+    calibration: Source = None
+    training: Source = None
+    selection: Source = None
+    proof: Source = None
+
+    def __post_init__(self) -> None:
+        named = [name for name in ("calibration", "training", "selection", "proof") if getattr(self, name) is not None]
+        if self.everything is not None and named:
+            raise DataError(
+                f"Data was given one source to split and also {', '.join(named)}. Give either one source, which temper "
+                "splits, or the parts by name"
+            )
+        if self.everything is None and self.selection is None and self.proof is None:
+            held = f"only {' and '.join(named)}" if named else "no source"
+            raise DataError(
+                f"Data was given {held}, and nothing to judge a model on. Give examples that the model was not trained "
+                "on, such as Data(proof=test_set, training=training_set), or Data(examples) to have them split"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Examples in memory: `inputs` and `targets` hold one array each, (examples, ...).
+
+    `names` are the keys of inputs that were given as a dict and are passed to the model by keyword, else None.
+    Floating-point inputs are float32; targets keep their dtype.
+    """
+
+    inputs: tuple[Array, ...]
+    names: tuple[str, ...] | None = None
+    targets: Array | None = None
+
+    @property
+    def style(self) -> Style:
+        """How one call passes the inputs: a single tensor, several by position, or a dict by keyword."""
+        if self.names is not None:
+            return "dict"
+        return "tensor" if len(self.inputs) == 1 else "tuple"
+
+    @property
+    def layout(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and shape beyond the batch of each input; equal layouts can be fed to the same model."""
+        names = self.names or tuple(f"input_{number}" for number in range(len(self.inputs)))
+        return tuple(
+            TensorSpec(name=name, shape=(None, *array.shape[1:]), dtype=array.dtype.name)
+            for name, array in zip(names, self.inputs, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def take(self, indices: Indices) -> "Examples":
+        """The examples at these positions, (count,) integers, in this order, as copies."""
+        targets = None if self.targets is None else self.targets[indices]
+        return Examples(inputs=tuple(array[indices] for array in self.inputs), names=self.names, targets=targets)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """The disjoint parts of the data, in memory but for `training`, which stays the source that was given.
+
+    `training` lacks the examples that stand in another part wherever it could be checked. `notes` are sentences that
+    say how the data was split, what was dropped and what could not be checked.
+    """
+
+    calibration: Examples | None
+    selection: Examples
+    proof: Examples
+    training: Source = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,37 @@
+"""Facts: named predicates computed on a graph and what stands around it, never flags that someone asserts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from temper.core.context import Context
+    from temper.core.graph import Graph
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A statement about (graph, context) that is computed each time it is asked; `~fact` is its negation."""
+
+    name: str
+    holds: "Callable[[Graph, Context], bool]"
+
+    def __invert__(self) -> "Fact":
+        negated = self.name.removeprefix("not ")
+        name = negated if negated != self.name else f"not {self.name}"
+        return Fact(name, lambda graph, context: not self.holds(graph, context))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fact) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+has_calibration = Fact("has calibration data", lambda graph, context: context.calibration is not None)
+has_integer_runtime = Fact(
+    "is meant for a runtime with integer kernels", lambda graph, context: context.runtime.integers is not None
+)

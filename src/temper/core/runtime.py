@@ -1,0 +1,79 @@
+"""A runtime: what executes the artifact."""
+
+import importlib.util
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from temper.core.errors import MissingExtra
+from temper.core.graph import Graph
+from temper.core.knobs import Plug
+from temper.core.schema import Array, Schema
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        """The flat outputs for one batch of flat inputs; the returned arrays belong to the caller."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(Plug):
+    """A frozen dataclass of knobs that exports a graph into a folder and loads it from there.
+
+    `package` is what must be importable, `extra` the optional dependency of temper that installs it. A runtime
+    that reads `fake_quantize` nodes as integers says so in `integers`, and which scheme it executes fastest.
+    """
+
+    folder: ClassVar[str] = "temper.runtimes"
+    package: ClassVar[str]
+    extra: ClassVar[str] = ""
+    integers: ClassVar["IntegerScheme | None"] = None
+
+    @abstractmethod
+    def export(self, graph: Graph, folder: Path) -> None:
+        """Write the files of the artifact's model into the folder, which exists and is empty."""
+
+    @abstractmethod
+    def load(self, folder: Path, schema: Schema, threads: int) -> Runner:
+        """Load what `export` wrote, pinned to so many threads. Needs neither torch nor the rest of temper."""
+
+    @abstractmethod
+    def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
+        """How many operators the loaded model executes in each precision, by the runtime's own account."""
+
+    @abstractmethod
+    def script(self, schema: Schema, threads: int) -> str:
+        """The text of `run.py`: about ten lines that load and call the model without temper."""
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether a float graph is executed in float32 throughout."""
+        return True
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise MissingExtra, with the command that adds it, unless the package can be imported."""
+        if importlib.util.find_spec(cls.package) is None:
+            wanted = f"temper-ml[{cls.extra}]" if cls.extra else cls.package
+            raise MissingExtra(
+                f"runtime {cls.name} needs the package {cls.package!r}, which is not installed. "
+                f"Add it with: pip install '{wanted}'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerScheme:
+    """Which 8-bit quantizers a runtime executes fastest as integers.
+
+    `symmetric_matmul`: matrix products want signed activations with zero point 0, convolutions unsigned ones;
+    otherwise everything is unsigned. `integer_bias`: biases must be int32, with the product of the input's and the
+    weight's scale.
+    """
+
+    symmetric_matmul: bool
+    integer_bias: bool

@@ -1,0 +1,91 @@
+"""What goes into a model and comes out of it: names, shapes, dtypes and how the values nest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Outputs = Array | tuple[Array, ...] | dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output: `shape` holds None for the dynamic batch, `dtype` is NumPy's name such as `float32`."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(name=fields["name"], shape=tuple(fields["shape"]), dtype=fields["dtype"])
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join('batch' if size is None else str(size) for size in self.shape)}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """The flat inputs and outputs of a graph or artifact, and whether the outputs are one array, a tuple or a dict."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nesting: str
+
+    @property
+    def dynamic_batch(self) -> bool:
+        return all(spec.shape and spec.shape[0] is None for spec in self.inputs)
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch, or None where it is dynamic."""
+        return None if self.dynamic_batch else self.inputs[0].shape[0]
+
+    def nested(self, outputs: Sequence[Array]) -> Outputs:
+        """The flat outputs as the original model would return them: an array, a tuple or a dict of arrays."""
+        if self.nesting == "tensor":
+            return outputs[0]
+        if self.nesting == "tuple":
+            return tuple(outputs)
+        return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
+
+    def mismatch(self, arrays: Sequence[Array]) -> str | None:
+        """What is wrong with these inputs, or None: count, dtype, rank, a size, or batches that differ."""
+        if len(arrays) != len(self.inputs):
+            wanted = "; ".join(map(str, self.inputs))
+            return f"{len(arrays)} inputs were given, and the model takes {len(self.inputs)} ({wanted})"
+        for spec, array in zip(self.inputs, arrays):
+            if not isinstance(array, np.ndarray):
+                return f"input {spec.name!r} is a {type(array).__name__}, not a NumPy array"
+            if array.dtype.name != spec.dtype:
+                return f"input {spec.name!r} is {array.dtype}, and the model takes {spec}"
+            if not _fits(array.shape, spec.shape):
+                return f"input {spec.name!r} has shape {array.shape}, and the model takes {spec}"
+        if self.dynamic_batch and len({array.shape[0] for array in arrays}) > 1:
+            return f"the inputs disagree on the batch: {', '.join(str(array.shape) for array in arrays)}"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "nesting": self.nesting,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(
+            inputs=tuple(map(TensorSpec.from_json, fields["inputs"])),
+            outputs=tuple(map(TensorSpec.from_json, fields["outputs"])),
+            nesting=fields["nesting"],
+        )
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want is None or size == want for size, want in zip(shape, wanted))

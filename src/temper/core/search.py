@@ -1,0 +1,70 @@
+"""A search: what to try next, given what was tried."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from temper.core.facts import Fact
+from temper.core.goal import Goal
+from temper.core.knobs import Plug
+from temper.core.recipe import Recipe
+from temper.core.runtime import Runtime
+from temper.core.technique import Technique
+from temper.core.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What may be tried: the runtimes and techniques that are installed, and the goal.
+
+    `holds(fact, runtime)` says whether a fact is true of the user's own graph when it is meant for that runtime.
+    """
+
+    goal: Goal
+    runtimes: tuple[type[Runtime], ...]
+    techniques: tuple[type[Technique], ...]
+    holds: Callable[[Fact, Runtime], bool]
+
+    def chain(self, technique: type[Technique], runtime: Runtime) -> tuple[type[Technique], ...] | None:
+        """The technique behind those that establish what it needs, or None if something it needs cannot be had.
+
+        The order of techniques comes from their facts alone: a need that does not hold yet is met by a technique
+        that leaves it.
+        """
+        return self._chain(technique, runtime, ())
+
+    def _chain(
+        self, technique: type[Technique], runtime: Runtime, pending: tuple[type[Technique], ...]
+    ) -> tuple[type[Technique], ...] | None:
+        before: tuple[type[Technique], ...] = ()
+        left: set[Fact] = set()
+        for need in technique.needs:
+            if self.holds(need, runtime) or need in left:
+                continue
+            providers = (each for each in self.techniques if need in each.leaves and each not in (*pending, technique))
+            chains = (self._chain(each, runtime, (*pending, technique)) for each in providers)
+            chain = next((each for each in chains if each is not None), None)
+            if chain is None:
+                return None
+            before += tuple(each for each in chain if each not in before)
+            left |= {fact for each in chain for fact in each.leaves}
+        return (*before, technique)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Plug):
+    """Ask and tell: `propose` is asked with the whole history, so a resumed run goes on where it was."""
+
+    folder: ClassVar[str] = "temper.search"
+    reference: ClassVar[str] = ""
+
+    @abstractmethod
+    def propose(self, space: Space, history: Sequence[Trial]) -> Recipe | None:
+        """A recipe that no trial of the history has, or None when there is nothing left to try."""
+
+
+def untried(recipes: Iterator[Recipe], history: Sequence[Trial]) -> Recipe | None:
+    """The first recipe that the history does not hold."""
+    tried = {trial.recipe.key for trial in history}
+    return next((recipe for recipe in recipes if recipe.key not in tried), None)

@@ -1,0 +1,44 @@
+"""A technique: one way to make a graph cheaper."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from temper.core.context import Context
+from temper.core.errors import TrialError
+from temper.core.facts import Fact
+from temper.core.graph import Graph
+from temper.core.knobs import Plug
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique(Plug):
+    """A frozen dataclass of knobs with one method.
+
+    `needs` are facts that must hold before, `leaves` facts that hold after; `reference` cites the paper. Whoever
+    calls `apply` passes a copy that may be changed in place. An `apply` that finds nothing to do raises NoEffect.
+    """
+
+    folder: ClassVar[str] = "temper.techniques"
+    needs: ClassVar[tuple[Fact, ...]] = ()
+    leaves: ClassVar[tuple[Fact, ...]] = ()
+    reference: ClassVar[str] = ""
+
+    @abstractmethod
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """The graph after the technique. Raises: NoEffect; TrialError if a need does not hold."""
+
+
+def applied(technique: Technique, graph: Graph, context: Context) -> Graph:
+    """`technique.apply` on a copy of the graph, between a check of its needs and one of what it leaves.
+
+    Raises: NoEffect; TrialError naming the fact that does not hold.
+    """
+    for fact in technique.needs:
+        if not fact.holds(graph, context):
+            raise TrialError(f"{technique.name} needs a graph and context where this holds: {fact}")
+    result = technique.apply(graph.copy(), context)
+    for fact in technique.leaves:
+        if not fact.holds(result, context):
+            raise TrialError(f"{technique.name} promised to leave a graph where this holds: {fact}")
+    return result

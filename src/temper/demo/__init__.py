@@ -1,0 +1,1 @@
+"""The demonstration: a small network on real handwritten digits."""

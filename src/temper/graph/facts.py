@@ -1,0 +1,95 @@
+"""Facts about a graph, computed from its nodes each time they are asked."""
+
+import torch
+from torch.fx import Node
+
+from temper.core.facts import Fact
+from temper.core.graph import Graph
+from temper.graph.quantizers import is_quantizer
+from temper.graph.surgery import tensor_of
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = (
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+)
+LINEAR = (aten.linear.default,)
+MATRIX_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
+
+
+def is_call(node: object, targets: tuple[object, ...]) -> bool:
+    """Whether the node calls one of these operators."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def weighted_layers(graph: Graph) -> list[Node]:
+    """The convolutions and linear layers whose weight is a parameter, quantized or not, in graph order."""
+    return [node for node in graph.module.graph.nodes if is_call(node, (*CONVOLUTIONS, *LINEAR)) and _weight(graph, node)]
+
+
+def float_layers(graph: Graph) -> list[Node]:
+    """The weighted layers that read their weight without a quantizer."""
+    return [node for node in weighted_layers(graph) if not is_quantizer(node.args[1])]
+
+
+def foldable_batch_norms(graph: Graph) -> list[tuple[Node, Node]]:
+    """Pairs (layer, batch norm in evaluation mode that alone reads it), whose weights nothing else uses.
+
+    A batch norm works on dimension 1, which for a linear layer is the features only if its output is a matrix.
+    """
+    pairs = []
+    for node in graph.module.graph.nodes:
+        if not is_call(node, (aten.batch_norm.default,)) or node.args[5] or node.args[3] is None:
+            continue
+        layer = node.args[0]
+        matches = is_call(layer, CONVOLUTIONS) or (is_call(layer, LINEAR) and _is_matrix(layer))
+        if matches and len(layer.users) == 1 and _owns_float_weight(graph, layer):
+            pairs.append((layer, node))
+    return pairs
+
+
+def layer_name(graph: Graph, node: Node) -> str:
+    """The name of the user's module that the layer was, taken from its weight."""
+    weight = node.args[1]
+    if is_quantizer(weight):
+        assert isinstance(weight, Node)
+        weight = weight.args[0]
+    assert isinstance(weight, Node)
+    return str(weight.target).removesuffix(".weight")
+
+
+def _weight(graph: Graph, node: Node) -> bool:
+    weight = node.args[1]
+    if is_quantizer(weight):
+        assert isinstance(weight, Node)
+        weight = weight.args[0]
+    return tensor_of(graph.module, weight) is not None
+
+
+def _is_matrix(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dim() == 2
+
+
+def _owns_float_weight(graph: Graph, layer: Node) -> bool:
+    weight = layer.args[1]
+    if tensor_of(graph.module, weight) is None:
+        return False
+    assert isinstance(weight, Node)
+    readers = [
+        user
+        for node in graph.module.graph.nodes
+        if node.op == "get_attr" and node.target == weight.target
+        for user in node.users
+    ]
+    return len(readers) == 1
+
+
+has_float_layers = Fact("has layers with float weights", lambda graph, context: bool(float_layers(graph)))
+has_quantizers = Fact("has quantizers", lambda graph, context: any(map(is_quantizer, graph.module.graph.nodes)))
+has_foldable_batch_norm = Fact("has a batch norm to fold", lambda graph, context: bool(foldable_batch_norms(graph)))

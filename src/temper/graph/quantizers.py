@@ -1,0 +1,137 @@
+"""Quantizer nodes: integers simulated in float, real integers, and the step between the two.
+
+`fake_quantize` stands in the graph while techniques work; `packed` replaces each by `quantize` and `dequantize` for
+export, with the weights stored as integers. They are custom operators so that they stay whole until
+`temper.graph.onnx` turns them into QuantizeLinear and DequantizeLinear, whose arithmetic they share.
+
+Reference: Jacob et al. 2018 (arXiv 1712.05877), equation 1: real = scale * (integer - zero_point).
+"""
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from temper.core.errors import TrialError
+from temper.core.graph import Graph
+from temper.graph.surgery import add_tensor, clean, tensor_of
+
+
+@torch.library.custom_op("temper::fake_quantize", mutates_args=())
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None) -> Tensor:
+    """Round x to the grid of integers low..high and back.
+
+    `scale` (float32) and `zero_point` (int32) hold one value, or one for each index of `axis`.
+    """
+    scale, offset = _along(scale, x, axis), _along(zero_point.to(x.dtype), x, axis)
+    return (torch.clamp(torch.round(x / scale) + offset, low, high) - offset) * scale
+
+
+@fake_quantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("temper::quantize", mutates_args=())
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    """Float to the integers of the zero point's dtype (int8, uint8 or int32), clamped to its range."""
+    limits = torch.iinfo(zero_point.dtype)
+    integers = torch.round(x / _along(scale, x, axis)) + _along(zero_point.to(x.dtype), x, axis)
+    return torch.clamp(integers, limits.min, limits.max).to(zero_point.dtype)
+
+
+@quantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    return torch.empty_like(x, dtype=zero_point.dtype)
+
+
+@torch.library.custom_op("temper::dequantize", mutates_args=())
+def dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    """Integers to float: scale * (x - zero_point)."""
+    return (x.to(scale.dtype) - _along(zero_point.to(scale.dtype), x, axis)) * _along(scale, x, axis)
+
+
+@dequantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    return torch.empty_like(x, dtype=scale.dtype)
+
+
+FAKE_QUANTIZE = torch.ops.temper.fake_quantize.default
+QUANTIZE = torch.ops.temper.quantize.default
+DEQUANTIZE = torch.ops.temper.dequantize.default
+
+
+def is_quantizer(node: object) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target is FAKE_QUANTIZE
+
+
+def packed(graph: Graph) -> Graph:
+    """A copy in which integers are real: weights are stored as integers, activations pass through them."""
+    copy = graph.copy()
+    module = copy.module
+    for node in [each for each in module.graph.nodes if is_quantizer(each)]:
+        _pack(module, node)
+    clean(module)
+    return copy
+
+
+def _pack(module: GraphModule, node: Node) -> None:
+    source, scale_node, zero_node, low, high, axis = node.args
+    assert isinstance(source, Node)
+    assert isinstance(low, int)
+    assert isinstance(high, int)
+    assert axis is None or isinstance(axis, int)
+    scale, zero_point = tensor_of(module, scale_node), tensor_of(module, zero_node)
+    assert scale is not None
+    assert zero_point is not None
+    typed = zero_point.to(integer_type(low, high))
+    typed_node = add_tensor(module, f"{node.name}_zero_point", typed)
+    weight = tensor_of(module, source)
+    with module.graph.inserting_before(node):
+        if weight is not None:
+            # The range may be narrower than the type's, so the clamp is done here and not by the type.
+            grid = torch.ops.temper.fake_quantize(weight.detach(), scale, zero_point, low, high, axis)
+            integers = torch.ops.temper.quantize(grid, scale, typed, axis)
+            source_node = add_tensor(module, f"{source.name}_integers", integers)
+        else:
+            clamped = _clamped(module, source, scale, typed, (low, high), axis)
+            source_node = module.graph.call_function(QUANTIZE, (clamped, scale_node, typed_node, axis))
+        unpacked = module.graph.call_function(DEQUANTIZE, (source_node, scale_node, typed_node, axis))
+    node.replace_all_uses_with(unpacked)
+    module.graph.erase_node(node)
+
+
+def _clamped(
+    module: GraphModule, source: Node, scale: Tensor, zero_point: Tensor, integers: tuple[int, int], axis: int | None
+) -> Node:
+    """The activation cut to what the integers reach, where they are fewer than their type holds: it cuts later."""
+    limits = torch.iinfo(zero_point.dtype)
+    if integers == (limits.min, limits.max):
+        return source
+    low, high = ((bound - zero_point.to(scale.dtype)) * scale for bound in integers)
+    if axis is None:
+        return module.graph.call_function(torch.ops.aten.clamp.default, (source, low.item(), high.item()))
+    value = source.meta.get("val")
+    if not isinstance(value, Tensor):
+        raise TrialError(f"the activation {source.name!r} has integers of its own on axis {axis}, and an unknown rank")
+    bounds = [
+        add_tensor(module, f"{source.name}_{name}", _along(bound, value, axis))
+        for name, bound in (("low", low), ("high", high))
+    ]
+    return module.graph.call_function(torch.ops.aten.clamp.Tensor, (source, *bounds))
+
+
+def integer_type(low: int, high: int) -> torch.dtype:
+    """The narrowest of int8, uint8 and int32 that holds low..high."""
+    for dtype in (torch.int8, torch.uint8):
+        limits = torch.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return dtype
+    return torch.int32
+
+
+def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    if axis is None:
+        return values.reshape(())
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return values.reshape(shape)

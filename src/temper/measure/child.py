@@ -1,0 +1,37 @@
+"""The child's side of a worker process: read a command, run its handler, write the answer, one JSON line each."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Handler = Callable[..., Any]
+
+
+def serve(handlers: Mapping[str, Handler]) -> None:
+    """Answer commands from standard input until it closes.
+
+    Standard output is kept for the answers alone: whatever a library prints goes to standard error, the log.
+    """
+    _die_with_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = {"value": handlers[command["command"]](**command["arguments"])}
+        except BaseException as error:  # noqa: BLE001: every failure is the parent's to judge
+            traceback.print_exc()
+            answer = {"error": type(error).__name__, "message": str(error), "errno": getattr(error, "errno", None)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -1,0 +1,122 @@
+"""Latency: contestants in resident processes on the same cores, timed in alternating blocks."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from temper.core.goal import Conditions
+from temper.core.measurement import Measurement
+from temper.hardware.cores import lease
+from temper.measure.statistics import latency_ratio
+from temper.measure.worker import Worker
+
+WARM_UP_BLOCKS = 30
+STEADY = 0.05
+"""A contestant is warm when two blocks in a row differ by less than this share."""
+UNDISTURBED = 0.9
+"""Least share of a block that the processor must have worked for us, with one thread."""
+LOAD_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One contestant: the median seconds a call of each block (rounds,), and every single call (calls,)."""
+
+    blocks: NDArray[np.float64]
+    calls: NDArray[np.float64]
+    disturbed: int
+
+    def latency(self) -> Measurement:
+        """Seconds a call: the median, with the interval between the 2.5th and 97.5th percentile of block medians."""
+        p50, p90, p99 = np.percentile(self.calls, [50, 90, 99])
+        low, high = np.percentile(self.blocks, [2.5, 97.5])
+        details = {"p50": float(p50), "p90": float(p90), "p99": float(p99), "disturbed_rounds": self.disturbed}
+        return Measurement(
+            value=float(p50), lower=float(low), upper=float(high), unit="s", samples=len(self.calls), details=details
+        )
+
+    def ratio_to(self, other: "Timing", noise_floor: float = 0.0) -> Measurement:
+        """This contestant's latency over the other's, with a bootstrap interval over the rounds that both were in."""
+        ratio = latency_ratio(other.blocks, self.blocks)
+        return Measurement(
+            value=ratio.ratio,
+            lower=ratio.lower,
+            upper=ratio.upper,
+            unit="1",
+            samples=ratio.pairs,
+            details={"noise_floor": noise_floor},
+        )
+
+
+def interleaved(
+    artifacts: Sequence[Path],
+    inputs: Sequence[Path],
+    conditions: Conditions,
+    *,
+    rounds: int,
+    block_s: float,
+    log: Path,
+    memory_bytes: int,
+) -> list[Timing]:
+    """Time the artifacts against each other, in the order given; the same folder may stand in the list twice.
+
+    Every contestant has a process of its own, all of them on the same leased cores; in each round every one runs a
+    block of at least `block_s` seconds while the others wait, in an order that turns around from round to round.
+    Rounds in which the processor was taken away (seen by its own time against the clock's) are repeated, at most as
+    often again as there are rounds.
+    """
+    with lease(conditions.threads) as cores, ExitStack() as stack:
+        workers = []
+        for folder in artifacts:
+            worker = Worker(
+                "temper.measure.runner", log=log, memory_bytes=memory_bytes, cores=cores, threads=conditions.threads
+            )
+            stack.enter_context(worker)
+            worker.call("load", time_s=LOAD_S, folder=str(folder), threads=conditions.threads)
+            worker.call("prepare", time_s=LOAD_S, inputs=[str(file) for file in inputs], batch=conditions.batch)
+            workers.append(worker)
+        calls = [_warm_up(worker, block_s) for worker in workers]
+        return _rounds(workers, calls, rounds=rounds, one_thread=conditions.threads == 1)
+
+
+def _warm_up(worker: Worker, block_s: float) -> int:
+    """Run blocks until two in a row agree; how many calls make a block of at least `block_s` seconds."""
+    first = float(np.median(worker.call("block", time_s=LOAD_S, calls=2)["seconds"]))
+    calls = int(np.clip(block_s / first, 1, 2000))
+    before = np.inf
+    for _ in range(WARM_UP_BLOCKS):
+        now = float(np.median(worker.call("block", time_s=LOAD_S, calls=calls)["seconds"]))
+        if abs(now - before) < STEADY * before:
+            break
+        before = now
+    return int(np.clip(np.ceil(block_s / now), 1, 2000))
+
+
+def _rounds(workers: Sequence[Worker], calls: Sequence[int], *, rounds: int, one_thread: bool) -> list[Timing]:
+    medians: list[list[float]] = [[] for _ in workers]
+    singles: list[list[float]] = [[] for _ in workers]
+    disturbed = 0
+    kept = 0
+    while kept < rounds:
+        order = range(len(workers)) if (kept + disturbed) % 2 == 0 else range(len(workers) - 1, -1, -1)
+        blocks = {}
+        for index in order:
+            # The first calls after a pause find cold caches; they are made and thrown away.
+            settle = 0 if calls[index] == 1 else max(1, calls[index] // 8)
+            block = workers[index].call("block", time_s=LOAD_S, calls=calls[index] + settle)
+            blocks[index] = (block["seconds"][settle:], block["processor_share"])
+        if one_thread and disturbed < rounds and any(share < UNDISTURBED for _, share in blocks.values()):
+            disturbed += 1
+            continue
+        kept += 1
+        for index, (seconds, _) in blocks.items():
+            medians[index].append(float(np.median(seconds)))
+            singles[index].extend(seconds)
+    return [
+        Timing(blocks=np.asarray(each), calls=np.asarray(single), disturbed=disturbed)
+        for each, single in zip(medians, singles)
+    ]

@@ -1,0 +1,94 @@
+"""One trial: a recipe applied, exported, reloaded and measured on the selection part, cheap checks first."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from temper.core.artifact import Artifact
+from temper.core.errors import TrialError
+from temper.core.measurement import Measurement
+from temper.core.recipe import Recipe
+from temper.core.trial import Outcome, Trial
+from temper.pipeline.frontier import baseline
+from temper.pipeline.subject import Subject
+from temper.pipeline.workshop import Workshop
+
+FIRST_EXAMPLES = 32
+ROUNDS, BLOCK_S = 15, 0.01
+HOPELESS = 1.25
+"""A tuned trial this many times slower than the baseline is dropped before its quality is measured."""
+
+
+def evaluate(
+    workshop: Workshop,
+    subject: Subject,
+    number: int,
+    recipe: Recipe,
+    history: Sequence[Trial],
+    *,
+    time_s: float,
+) -> Trial:
+    """Make and measure one trial; whatever goes wrong with it is its outcome, not an error.
+
+    Raises: HostError if the machine cannot go on, such as with a full disk; MetricError if the user's metric fails.
+    """
+    began = time.monotonic()
+    measurements: dict[str, Measurement] = {}
+    executed: dict[str, int] = {}
+
+    def ended(outcome: Outcome, reason: str = "") -> Trial:
+        return Trial(
+            number=number,
+            recipe=recipe,
+            outcome=outcome,
+            reason=reason,
+            cost_s=time.monotonic() - began,
+            measurements=measurements,
+            executed=executed,
+        )
+
+    def left() -> float:
+        return max(1.0, time_s - (time.monotonic() - began))
+
+    folder = workshop.folder.trial(number)
+    try:
+        executed |= workshop.build(recipe, folder, time_s=left())
+        measurements["size_bytes"] = counted_bytes(folder)
+        # A model that cannot even run its first examples is not worth timing.
+        workshop.predict(folder, subject.part, 0, min(FIRST_EXAMPLES, len(subject.examples)), time_s=left())
+        measurements |= _latency(workshop, folder, subject.part, history)
+        if _is_hopeless(measurements, recipe, history, workshop):
+            return ended("dropped", "slower than the baseline by so much that its quality was not measured")
+        if "memory_bytes" in workshop.goal.limits or workshop.goal.minimize == "memory":
+            measurements["memory_bytes"] = workshop.weigh(folder, subject.part)
+        outputs = workshop.predict(folder, subject.part, 0, len(subject.examples), time_s=left())
+        quality = subject.compare(outputs, workshop.goal.max_drop)
+        measurements |= {"score": quality.score, "drop": quality.drop}
+    except TrialError as error:
+        return ended("failed", str(error))
+    return ended("measured")
+
+
+def counted_bytes(artifact: Path) -> Measurement:
+    """The bytes of an artifact's model files, which are counted and not sampled."""
+    count = Artifact.open(artifact).size_bytes
+    return Measurement(value=count, lower=count, upper=count, unit="B", samples=1)
+
+
+def _latency(workshop: Workshop, folder: Path, part: str, history: Sequence[Trial]) -> dict[str, Measurement]:
+    """Latency, and its ratio to the run's anchor: the first trial that was measured."""
+    anchor = next((trial for trial in history if trial.measured), None)
+    contestants = [folder] if anchor is None else [workshop.folder.trial(anchor.number), folder]
+    timings = workshop.time(contestants, part, rounds=ROUNDS, block_s=BLOCK_S)
+    ratio = timings[-1].ratio_to(timings[0])
+    return {"latency_s": timings[-1].latency(), "latency_ratio": ratio}
+
+
+def _is_hopeless(
+    measurements: dict[str, Measurement], recipe: Recipe, history: Sequence[Trial], workshop: Workshop
+) -> bool:
+    best = baseline(history, workshop.goal)
+    if workshop.goal.minimize != "latency" or best is None or not recipe.techniques:
+        return False
+    return measurements["latency_ratio"].lower > HOPELESS * best.objective(workshop.goal)
+

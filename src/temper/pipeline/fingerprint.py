@@ -1,0 +1,38 @@
+"""What makes two runs the same: model, data, metric, goal and seed. A run is only resumed by its own task."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import numpy as np
+from torch import nn
+
+from temper.core.data import Parts
+from temper.core.goal import Goal
+from temper.core.metric import Metric
+from temper.core.schema import Array
+
+
+def fingerprint(module: nn.Module, parts: Parts, metric: Metric, goal: Goal, seed: int) -> dict[str, str]:
+    """A digest of each ingredient, so that a refusal can name the one that changed."""
+    weights = ((name, tensor.detach().cpu().float().numpy()) for name, tensor in module.state_dict().items())
+    prints = {
+        "model": _digest(weights),
+        "metric": metric.name,
+        "goal": json.dumps(goal.to_json(), sort_keys=True),
+        "seed": str(seed),
+    }
+    for part in ("calibration", "selection", "proof"):
+        examples = getattr(parts, part)
+        if examples is not None:
+            targets = () if examples.targets is None else (("targets", examples.targets),)
+            prints[f"{part} data"] = _digest((*((str(i), each) for i, each in enumerate(examples.inputs)), *targets))
+    return prints
+
+
+def _digest(arrays: Iterable[tuple[str, Array]]) -> str:
+    total = hashlib.sha256()
+    for name, array in arrays:
+        total.update(f"{name}{array.dtype}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()[:16]

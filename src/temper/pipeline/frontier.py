@@ -1,0 +1,53 @@
+"""The baseline, and the frontier of trials between safe and bold."""
+
+from collections.abc import Sequence
+
+from temper.core.goal import Goal
+from temper.core.recipe import Recipe
+from temper.core.trial import Trial
+
+SPEED_TOLERANCE = 0.01
+"""A bolder trial must be better by this share, or the safer one stands for both."""
+MOST_TESTED = 5
+"""How many candidates the proof is opened for, at most."""
+
+
+def is_float(recipe: Recipe) -> bool:
+    """Whether the recipe only chooses a runtime."""
+    return not recipe.techniques
+
+
+def baseline(trials: Sequence[Trial], goal: Goal) -> Trial | None:
+    """The user's own model on the runtime that is best for the goal and keeps the quality on the selection part.
+
+    Where none keeps it (all that were tried compute in a lower precision), the one that loses least.
+    """
+    floats = [each for each in trials if each.measured and is_float(each.recipe)]
+    kept = [each for each in floats if each.drop.value <= goal.max_drop]
+    if kept:
+        return min(kept, key=lambda each: each.objective(goal))
+    return min(floats, key=lambda each: each.drop.value, default=None)
+
+
+def full_precision(trials: Sequence[Trial], goal: Goal) -> Trial | None:
+    """The user's own model in float32 on the runtime that is best for the goal."""
+    kept = [each for each in trials if each.measured and is_float(each.recipe) and each.recipe.runtime.full_precision]
+    return min(kept, key=lambda each: each.objective(goal), default=None)
+
+
+def frontier(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
+    """The trials within the limits that no other beats in both quality and objective, from safest to boldest.
+
+    Safest is the smallest upper bound of the drop on the selection part; each bolder one is better in the objective.
+    The baseline always comes first, whether others beat it or not.
+    """
+    start = baseline(trials, goal)
+    if start is None:
+        return []
+    chosen = [start]
+    candidates = [each for each in trials if each is not start and each.within(goal)]
+    for trial in sorted(candidates, key=lambda each: (each.drop.upper, each.objective(goal))):
+        if trial.objective(goal) < chosen[-1].objective(goal) * (1 - SPEED_TOLERANCE):
+            chosen.append(trial)
+    # The boldest are the ones worth most; the safest after the baseline give way.
+    return [chosen[0], *chosen[1:][-(MOST_TESTED - 1) :]]

@@ -1,0 +1,81 @@
+"""One part of the data together with what the original model answers on it: what candidates are compared on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from temper.core.data import Examples
+from temper.core.errors import TrialError
+from temper.core.metric import Metric
+from temper.core.schema import Array, Outputs, Schema
+from temper.graph.capture import flat_outputs
+from temper.hardware.cores import working_threads
+from temper.measure.metrics import settled
+from temper.measure.quality import Quality, compare
+from temper.pipeline.materialize import call_of, check_targets
+from temper.pipeline.workshop import PREDICTION_BATCH
+
+
+CLASSIFICATION = ("accuracy", "cross_entropy")
+"""The metrics whose targets are class numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The examples of one part and the original model's outputs for them, in float32 and eager mode."""
+
+    part: str
+    examples: Examples
+    original: tuple[Array, ...]
+    metric: Metric
+    schema: Schema
+    seed: int
+
+    def compare(self, outputs: Sequence[Array], max_drop: float) -> Quality:
+        """The candidate's quality on this part.
+
+        Raises: TrialError if the outputs have other shapes than the original's, or are not finite where those are.
+        """
+        for spec, output, expected in zip(self.schema.outputs, outputs, self.original, strict=True):
+            if output.shape != expected.shape:
+                raise TrialError(f"output {spec.name!r} has shape {output.shape}, and the original's {expected.shape}")
+            broken = int((~np.isfinite(output) & np.isfinite(expected)).sum()) if output.dtype.kind == "f" else 0
+            if broken:
+                raise TrialError(f"output {spec.name!r} holds {broken} NaN or infinite values that the original has not")
+        nested = self.schema.nested
+        return compare(
+            self.metric, nested(self.original), nested(outputs), self.examples.targets, max_drop=max_drop, seed=self.seed
+        )
+
+
+def subject(module: nn.Module, examples: Examples, part: str, metric: Metric, schema: Schema, seed: int) -> Subject:
+    """Run the user's own module, in evaluation mode, over the examples.
+
+    Raises: DataError if a label does not fit the outputs; MetricError if the metric cannot score the original.
+    """
+    original = original_outputs(module, examples, schema.batch)
+    nested: Outputs = schema.nested(original)
+    if metric.name in CLASSIFICATION and examples.targets is not None:
+        check_targets(examples.targets, nested, part)
+    metric = settled(metric, nested, examples.targets, nested)
+    return Subject(part=part, examples=examples, original=original, metric=metric, schema=schema, seed=seed)
+
+
+def original_outputs(module: nn.Module, examples: Examples, fixed_batch: int | None) -> tuple[Array, ...]:
+    """The flat outputs (examples, ...) of the user's module, in batches."""
+    batch = fixed_batch or PREDICTION_BATCH
+    chunks = []
+    module.eval()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(working_threads())
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch):
+            part = examples.take(np.arange(start, min(start + batch, len(examples))))
+            positional, keyword = call_of(part, fixed_batch or len(part))
+            tensors, _, _ = flat_outputs(module(*positional, **keyword), type(module).__name__)
+            chunks.append([tensor[: len(part)].numpy() for tensor in tensors])
+    torch.set_num_threads(threads)
+    return tuple(np.concatenate(each) for each in zip(*chunks))

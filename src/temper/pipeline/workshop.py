@@ -1,0 +1,129 @@
+"""Where artifacts are made and measured: one warm building process, and fresh processes that measure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import psutil
+
+from temper.core.goal import Goal
+from temper.core.measurement import Measurement
+from temper.core.recipe import Recipe
+from temper.core.schema import Array
+from temper.core.target import Target
+from temper.hardware.cores import working_threads
+from temper.measure.latency import Timing, interleaved
+from temper.measure.memory import peak_memory
+from temper.measure.worker import Worker
+from temper.pipeline.run_folder import RunFolder
+
+MEMORY_SHARE = 0.8
+"""The share of the free memory that one worker may take before it is stopped."""
+PREDICTION_BATCH = 32
+
+
+class Workshop:
+    """The processes of one run. Every measurement is taken from an exported file, reloaded in a clean process."""
+
+    def __init__(
+        self, folder: RunFolder, goal: Goal, target: Target, seed: int, *, memory_bytes: int | None = None
+    ) -> None:
+        self.folder, self.goal, self.target, self.seed = folder, goal, target, seed
+        self.memory_bytes = memory_bytes or int(MEMORY_SHARE * psutil.virtual_memory().available)
+        self._builder: Worker | None = None
+
+    def build(self, recipe: Recipe, place: Path, *, time_s: float) -> dict[str, int]:
+        """Make the artifact of a recipe in a fresh folder; how many operators it executes in each precision.
+
+        Raises: TrialError and its kin; the building process is replaced after a crash, a hang or too much memory.
+        """
+        if self._builder is None or not self._builder.alive:
+            self._close_builder()
+            self._builder = Worker(
+                "temper.pipeline.builder",
+                log=self.folder.log,
+                memory_bytes=self.memory_bytes,
+                threads=working_threads(),
+            )
+        conditions = self.goal.conditions
+        executed: dict[str, int] = self._builder.call(
+            "build",
+            time_s=time_s,
+            graph=str(self.folder.graph),
+            calibration=_names(self.folder.stored("calibration", "input")),
+            recipe=recipe.to_json(),
+            folder=str(self.folder.fresh(place)),
+            target=self.target.to_json(),
+            conditions={"batch": conditions.batch, "threads": conditions.threads},
+            seed=self.seed,
+        )
+        return executed
+
+    def predict(self, artifact: Path, part: str, start: int, stop: int, *, time_s: float) -> list[Array]:
+        """The artifact's flat outputs for examples start..stop of a stored part, from a fresh process."""
+        place = self.folder.root / "work" / part
+        with self._runner() as worker:
+            worker.call("load", time_s=time_s, folder=str(artifact), threads=self.goal.conditions.threads)
+            files = worker.call(
+                "predict",
+                time_s=time_s,
+                inputs=_names(self.folder.stored(part, "input")),
+                outputs=str(place / "predicted"),
+                batch=PREDICTION_BATCH,
+                start=start,
+                stop=stop,
+            )
+        outputs = [np.load(file, allow_pickle=False) for file in files]
+        for file in files:
+            Path(file).unlink()
+        return outputs
+
+    def time(self, artifacts: Sequence[Path], part: str, *, rounds: int, block_s: float) -> list[Timing]:
+        """The artifacts' latencies on a stored part's examples, in interleaved blocks."""
+        return interleaved(
+            artifacts,
+            self.folder.stored(part, "input"),
+            self.goal.conditions,
+            rounds=rounds,
+            block_s=block_s,
+            log=self.folder.log,
+            memory_bytes=self.memory_bytes,
+        )
+
+    def weigh(self, artifact: Path, part: str) -> Measurement:
+        """Peak memory of fresh processes that run the artifact."""
+        return peak_memory(
+            artifact,
+            self.folder.stored(part, "input"),
+            self.goal.conditions,
+            log=self.folder.log,
+            memory_bytes=self.memory_bytes,
+        )
+
+    def close(self) -> None:
+        self._close_builder()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _runner(self) -> Worker:
+        return Worker(
+            "temper.measure.runner",
+            log=self.folder.log,
+            memory_bytes=self.memory_bytes,
+            threads=self.goal.conditions.threads,
+        )
+
+    def _close_builder(self) -> None:
+        if self._builder is not None:
+            self._builder.close()
+            self._builder = None
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    return [str(file) for file in files]
+

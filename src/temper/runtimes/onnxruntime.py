@@ -1,0 +1,84 @@
+"""ONNX Runtime on the CPU: portable, quick to load, integer kernels for QDQ graphs."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from temper.core.graph import Graph
+from temper.core.knobs import knob
+from temper.core.runtime import IntegerScheme, Runner, Runtime
+from temper.core.schema import Array, Schema
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+FILE = "model.onnx"
+INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntime(Runtime):
+    """Run the graph as ONNX with float32 and 8-bit integer kernels."""
+
+    package = "onnxruntime"
+    integers = IntegerScheme(symmetric_matmul=False, integer_bias=True)
+
+    optimization: str = knob("all", among=("all", "extended"), help="how far the graph is rewritten at load time")
+
+    def export(self, graph: Graph, folder: Path) -> None:
+        """Write `model.onnx`. Raises: TrialError if ONNX cannot express the graph."""
+        from temper.graph.onnx import export_onnx
+
+        export_onnx(graph, folder / FILE)
+
+    def load(self, folder: Path, schema: Schema, threads: int) -> Runner:
+        return _Session(self._session(folder, threads), schema)
+
+    def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
+        """Counts from the graph that the session really runs, which ONNX Runtime writes out on request."""
+        import tempfile
+
+        import onnx
+
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "optimized.onnx"
+            self._session(folder, 1, optimized=file)
+            operators = [node.op_type for node in onnx.load_model(file, load_external_data=False).graph.node]
+        return Counter("int8" if each.startswith(INTEGER_OPERATORS) else "float32" for each in operators)
+
+    def script(self, schema: Schema, threads: int) -> str:
+        feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in schema.inputs)
+        return f"""\
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {threads}
+session = onnxruntime.InferenceSession(HERE / "{FILE}", options, providers=["CPUExecutionProvider"])
+outputs = session.run(None, {{{feeds}}})
+"""
+
+    def _session(self, folder: Path, threads: int, optimized: Path | None = None) -> "onnxruntime.InferenceSession":
+        import onnxruntime
+
+        level = onnxruntime.GraphOptimizationLevel
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if self.optimization == "all" else level.ORT_ENABLE_EXTENDED
+        )
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        return onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+
+
+class _Session:
+    def __init__(self, session: Any, schema: Schema) -> None:
+        self._run = session.run
+        self._names = [spec.name for spec in schema.inputs]
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        return tuple(self._run(None, dict(zip(self._names, arrays))))

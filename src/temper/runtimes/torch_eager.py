@@ -1,0 +1,60 @@
+"""PyTorch, operator by operator: the reference for quality, and a weak baseline for speed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from temper.core.graph import Graph
+from temper.core.runtime import Runner, Runtime
+from temper.core.schema import Array, Schema
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchEager(Runtime):
+    """Run the captured graph in PyTorch, one ATen operator after the other, in float32."""
+
+    package = "torch"
+
+    def export(self, graph: Graph, folder: Path) -> None:
+        """Write `graph.json` and `weights.safetensors`: nothing in them is unpickled or evaluated on load."""
+        from temper.graph.storage import save
+
+        save(graph, folder)
+
+    def load(self, folder: Path, schema: Schema, threads: int) -> Runner:
+        import torch
+
+        from temper.graph.storage import load
+
+        torch.set_num_threads(threads)
+        return _Module(load(folder).module)
+
+    def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
+        from temper.graph.storage import load
+
+        nodes = load(folder).module.graph.nodes
+        return {"float32": sum(node.op == "call_function" for node in nodes)}
+
+    def script(self, schema: Schema, threads: int) -> str:
+        inputs = ", ".join(spec.name for spec in schema.inputs)
+        return f"""\
+import temper
+
+outputs = temper.load(HERE)({inputs})
+"""
+
+
+class _Module:
+    def __init__(self, module: "torch.nn.Module") -> None:
+        self._module = module
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        import torch
+
+        with torch.inference_mode():
+            outputs = self._module(*map(torch.from_numpy, arrays))
+        return tuple(output.numpy() for output in outputs)
