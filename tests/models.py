@@ -264,8 +264,15 @@ EXAMPLES: Sequence[tuple[nn.Module, tuple[Tensor, ...]]] = (
     (randomized(FrozenBackbone()), (images(),)),
     (randomized(WeightStandardized()), (images(),)),
     (Tied(), (tokens(),)),
-    (Recurrent(), (torch.randn(3, 6, 8),)),
+    (Recurrent(), (torch.randn(3, 2, 8),)),
     (Autocast(), (rows(),)),
 )
 """Models that can be captured with a dynamic batch, with example inputs."""
+
+
+def example_of(kind: type[nn.Module]) -> Graph:
+    """A copy of the graph of the example of that class."""
+    return next(example_graph(model, inputs) for model, inputs in EXAMPLES if type(model) is kind)
+
+
 EXAMPLE_NAMES = [type(model).__name__ for model, _ in EXAMPLES]

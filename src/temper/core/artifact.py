@@ -213,18 +213,18 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _script(schema: Schema, runtime: Runtime, conditions: Conditions) -> str:
+    package, *body = runtime.script(schema, conditions.threads).rstrip().split("\n")
     lines = [
-        '"""Run the model on made-up inputs; replace them with your own."""',
+        '"""Run the model on made-up inputs: replace them with your own."""',
         "",
         "from pathlib import Path",
         "",
-        "import numpy",
+        *sorted(("import numpy", package)),
         "",
         "HERE = Path(__file__).resolve().parent",
         *(f"{spec.name} = {_made_up(spec.shape, spec.dtype, conditions.batch)}" for spec in schema.inputs),
-        "",
-        runtime.script(schema, conditions.threads).rstrip(),
-        'print([(output.shape, output.dtype) for output in outputs])',
+        *body,
+        "print([(output.shape, output.dtype) for output in outputs])",
     ]
     return "\n".join(lines) + "\n"
 

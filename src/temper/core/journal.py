@@ -52,7 +52,10 @@ class Journal:
 
     def facts(self) -> Mapping[str, Any]:
         """All facts in the order in which they were written."""
-        return {name: json.loads(value) for name, value in self._database.execute("SELECT name, value FROM facts ORDER BY at")}
+        return {
+            name: json.loads(value)
+            for name, value in self._database.execute("SELECT name, value FROM facts ORDER BY at")
+        }
 
     def start(self, recipe: Recipe) -> int:
         """Say that a trial of this recipe begins; its number."""

@@ -1,6 +1,7 @@
 """Knobs: a value that a person, a search or a JSON file may set, written once, as a dataclass field."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
@@ -29,6 +30,8 @@ class Knob:
         accepted = (int, float) if self.type is float else self.type
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise UsageError(f"{where}: {self.name}={value!r} is not of type {self.type.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{where}: {self.name}={value!r} is not a finite number")
         if self.among is not None and value not in self.among:
             choices = ", ".join(map(str, self.among))
             raise UsageError(f"{where}: {self.name}={value!r} is not one of {choices}")
@@ -73,14 +76,20 @@ class Plug:
 
     def __post_init__(self) -> None:
         for each in self.knobs():
-            each.check(getattr(self, each.name), self.name)
+            value = getattr(self, each.name)
+            each.check(value, self.name)
+            if each.type is float:
+                # 1 and 1.0 are equal, and equal plugs have one JSON form.
+                object.__setattr__(self, each.name, float(value))
 
     @classmethod
     def knobs(cls) -> tuple[Knob, ...]:
         """The knobs in the order in which they are written."""
         fields = [field for field in dataclasses.fields(cls) if "knob" in field.metadata]
         return tuple(
-            Knob(name=field.name, type=type(field.default), default=cast(Value, field.default), **field.metadata["knob"])
+            Knob(
+                name=field.name, type=type(field.default), default=cast(Value, field.default), **field.metadata["knob"]
+            )
             for field in fields
         )
 
@@ -100,7 +109,9 @@ class Plug:
 
     def __str__(self) -> str:
         changed = [
-            f"{each.name}={getattr(self, each.name)}" for each in self.knobs() if getattr(self, each.name) != each.default
+            f"{each.name}={getattr(self, each.name)}"
+            for each in self.knobs()
+            if getattr(self, each.name) != each.default
         ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 

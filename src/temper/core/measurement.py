@@ -1,5 +1,6 @@
 """A measured, estimated or unavailable quantity: never a bare float."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -25,10 +26,11 @@ class Measurement:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """JSON knows no infinity: a bound that says nothing is null."""
         return {
             "value": self.value,
-            "lower": self.lower,
-            "upper": self.upper,
+            "lower": self.lower if math.isfinite(self.lower) else None,
+            "upper": self.upper if math.isfinite(self.upper) else None,
             "unit": self.unit,
             "samples": self.samples,
             "confidence": self.confidence,
@@ -38,4 +40,6 @@ class Measurement:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        return cls(**fields)
+        lower = -math.inf if fields["lower"] is None else fields["lower"]
+        upper = math.inf if fields["upper"] is None else fields["upper"]
+        return cls(**{**fields, "lower": lower, "upper": upper})

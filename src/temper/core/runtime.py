@@ -48,7 +48,10 @@ class Runtime(Plug):
 
     @abstractmethod
     def script(self, schema: Schema, threads: int) -> str:
-        """The text of `run.py`: about ten lines that load and call the model without temper."""
+        """The lines of `run.py` that load the model from `HERE` and call it: the import first, without temper.
+
+        Inputs are NumPy arrays under their own names; the flat outputs must end up in a sequence called `outputs`.
+        """
 
     @property
     def full_precision(self) -> bool:

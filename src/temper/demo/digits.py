@@ -48,7 +48,8 @@ class DigitNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.norm(self.stem(x))))
-        return self.head(x.mean(dim=(2, 3)))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +76,7 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> None:
             shifted = inputs[chosen].roll((down, right), (2, 3))
             loss = F.cross_entropy(model(shifted), targets[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         print(f"training: epoch {epoch + 1} of {EPOCHS}, loss {loss.item():.3f}", flush=True)

@@ -24,7 +24,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
         command = json.loads(line)
         try:
             answer = {"value": handlers[command["command"]](**command["arguments"])}
-        except BaseException as error:  # noqa: BLE001: every failure is the parent's to judge
+        except BaseException as error:  # noqa: BLE001 (every failure is the parent's to judge)
             traceback.print_exc()
             answer = {"error": type(error).__name__, "message": str(error), "errno": getattr(error, "errno", None)}
         answers.write(json.dumps(answer) + "\n")

@@ -79,8 +79,13 @@ def interleaved(
             worker.call("load", time_s=LOAD_S, folder=str(folder), threads=conditions.threads)
             worker.call("prepare", time_s=LOAD_S, inputs=[str(file) for file in inputs], batch=conditions.batch)
             workers.append(worker)
-        calls = [_warm_up(worker, block_s) for worker in workers]
-        return _rounds(workers, calls, rounds=rounds, one_thread=conditions.threads == 1)
+        return alternated(workers, rounds=rounds, block_s=block_s, one_thread=conditions.threads == 1)
+
+
+def alternated(workers: Sequence[Worker], *, rounds: int, block_s: float, one_thread: bool) -> list[Timing]:
+    """Warm up the workers, which answer `block(calls)`, then time them in turn."""
+    calls = [_warm_up(worker, block_s) for worker in workers]
+    return _rounds(workers, calls, rounds=rounds, one_thread=one_thread)
 
 
 def _warm_up(worker: Worker, block_s: float) -> int:

@@ -102,7 +102,7 @@ def _pick(
         proven = contestants[best[1]].verdict is Verdict.ACCEPT
         how = "the best of those whose limits are all proven" if proven else "better, though its quality is NOT proven"
         return best[1], best[2], f"In {goal.minimize} it is {how}"
-    if tested[0].verdict is not Verdict.ACCEPT:
+    if len(tested) == 1 and tested[0].verdict is not Verdict.ACCEPT:
         why = f"even the unchanged model on its best runtime is {tested[0].verdict.value}: {tested[0].judgement.reason}"
     elif refused:
         why = f"no proven candidate is better: {'; '.join(refused)}"

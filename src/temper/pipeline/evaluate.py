@@ -91,4 +91,3 @@ def _is_hopeless(
     if workshop.goal.minimize != "latency" or best is None or not recipe.techniques:
         return False
     return measurements["latency_ratio"].lower > HOPELESS * best.objective(workshop.goal)
-

@@ -131,9 +131,7 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
     _check_measured(journal.trials(), budget)
 
 
-def space_of(
-    graph: Graph, target: Target, goal: Goal, seed: int, calibration: tuple[Any, ...] | None
-) -> Space:
+def space_of(graph: Graph, target: Target, goal: Goal, seed: int, calibration: tuple[Any, ...] | None) -> Space:
     """Everything that is installed, with the facts of this graph."""
 
     def holds(fact: Fact, runtime: Runtime) -> bool:
@@ -154,9 +152,7 @@ def _prove(workshop: Workshop, journal: Journal, prepared: Prepared, allow_unpro
     return choose(workshop, on_proof, journal.trials(), allow_unproven=allow_unproven, tell=tell)
 
 
-def _ship(
-    folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choice, goal: Goal, seed: int
-) -> None:
+def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choice, goal: Goal, seed: int) -> None:
     """Put artifact and baseline in their places, with proof and report, and note the proof last of all."""
     proof = Proof(
         task=prepared.name,
@@ -283,9 +279,7 @@ def _host_errors() -> Iterator[None]:
             "what was done is kept, so --resume goes on from here"
         ) from error
     except sqlite3.OperationalError as error:
-        raise HostError(
-            f"the journal cannot be written: {error}. Free some space, then go on with --resume"
-        ) from error
+        raise HostError(f"the journal cannot be written: {error}. Free some space, then go on with --resume") from error
 
 
 def _command(
@@ -302,4 +296,3 @@ def _command(
 
 def _tell_on_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-

@@ -44,11 +44,13 @@ def tested_in_order(workshop: Workshop, subject: Subject, candidates: Sequence[T
 
     Because the order was fixed before the data was seen, the chance that any accepted one is in truth beyond the
     limit stays at 5 % for the whole family. Reference: Maurer, Hothorn & Lehmacher 1995 (fixed sequence tests).
+    The unchanged model in float32 is tested and reported, but stops nothing: it computes what the original computes.
     """
     tested: list[Tested] = []
     for trial in candidates:
         tested.append(tested_quality(workshop, subject, workshop.folder.trial(trial.number), trial.recipe))
-        if tested[-1].verdict is not Verdict.ACCEPT:
+        unchanged = not trial.recipe.techniques and trial.recipe.runtime.full_precision
+        if tested[-1].verdict is not Verdict.ACCEPT and not unchanged:
             break
     return tested
 
@@ -65,7 +67,9 @@ def judge_drop(quality: Quality, max_drop: float) -> Judgement:
     """The verdict on the drop, in words."""
     test = quality.test
     verdict = Verdict(test.verdict)
-    counted = f"{test.disagreements} of {test.n} examples differ" if test.disagreements is not None else f"{test.n} examples"
+    counted = (
+        f"{test.disagreements} of {test.n} examples differ" if test.disagreements is not None else f"{test.n} examples"
+    )
     reason = f"drop {test.drop:+.4f}, at most {test.upper:+.4f} with 95 % confidence ({counted}; {test.method})"
     if verdict is Verdict.INCONCLUSIVE:
         reason += (
@@ -122,9 +126,7 @@ def judge_gain(goal: Goal, row: Row, baseline: Row) -> Judgement:
         bound, floor = baseline.measurements[name].lower, 0.0
         words = f"{mine.value / 1e6:.2f} MB against the baseline's {bound / 1e6:.2f} MB"
     verdict = _verdict(mine, bound - floor, bound + floor)
-    return Judgement(
-        limit=name, bound=bound, measurement=mine, verdict=verdict, reason=f"{TITLES[name]} is {words}"
-    )
+    return Judgement(limit=name, bound=bound, measurement=mine, verdict=verdict, reason=f"{TITLES[name]} is {words}")
 
 
 def judge_limits(goal: Goal, row: Row) -> tuple[Judgement, ...]:
@@ -132,7 +134,9 @@ def judge_limits(goal: Goal, row: Row) -> tuple[Judgement, ...]:
     judgements = []
     for name, bound in goal.limits.items():
         mine = row.measurements[name]
-        reason = f"{TITLES[name]} is {mine.value:.4g} {mine.unit}, {mine.lower:.4g} to {mine.upper:.4g}; limit {bound:.4g}"
+        reason = (
+            f"{TITLES[name]} is {mine.value:.4g} {mine.unit}, {mine.lower:.4g} to {mine.upper:.4g}; limit {bound:.4g}"
+        )
         verdict = _verdict(mine, bound, bound)
         judgements.append(Judgement(limit=name, bound=bound, measurement=mine, verdict=verdict, reason=reason))
     return tuple(judgements)
@@ -153,4 +157,3 @@ def digest(outputs: Sequence[Array]) -> str:
         total.update(f"{output.dtype}{output.shape}".encode())
         total.update(np.ascontiguousarray(output).tobytes())
     return total.hexdigest()
-

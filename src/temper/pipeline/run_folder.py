@@ -50,7 +50,9 @@ class RunFolder:
 
     def stored(self, part: str, name: str) -> list[Path]:
         """The files of one group of arrays, such as the `input` arrays of the `proof` part."""
-        return sorted((self.root / "work" / part).glob(f"{name}_*.npy"), key=lambda file: int(file.stem.rsplit("_")[-1]))
+        return sorted(
+            (self.root / "work" / part).glob(f"{name}_*.npy"), key=lambda file: int(file.stem.rsplit("_")[-1])
+        )
 
     def store(self, part: str, name: str, arrays: Sequence[Array]) -> list[Path]:
         """Write a group of arrays, one file each."""

@@ -18,7 +18,6 @@ from temper.measure.quality import Quality, compare
 from temper.pipeline.materialize import call_of, check_targets
 from temper.pipeline.workshop import PREDICTION_BATCH
 
-
 CLASSIFICATION = ("accuracy", "cross_entropy")
 """The metrics whose targets are class numbers."""
 
@@ -44,10 +43,17 @@ class Subject:
                 raise TrialError(f"output {spec.name!r} has shape {output.shape}, and the original's {expected.shape}")
             broken = int((~np.isfinite(output) & np.isfinite(expected)).sum()) if output.dtype.kind == "f" else 0
             if broken:
-                raise TrialError(f"output {spec.name!r} holds {broken} NaN or infinite values that the original has not")
+                raise TrialError(
+                    f"output {spec.name!r} holds {broken} NaN or infinite values that the original has not"
+                )
         nested = self.schema.nested
         return compare(
-            self.metric, nested(self.original), nested(outputs), self.examples.targets, max_drop=max_drop, seed=self.seed
+            self.metric,
+            nested(self.original),
+            nested(outputs),
+            self.examples.targets,
+            max_drop=max_drop,
+            seed=self.seed,
         )
 
 

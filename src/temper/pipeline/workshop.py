@@ -126,4 +126,3 @@ class Workshop:
 
 def _names(files: Sequence[Path]) -> list[str]:
     return [str(file) for file in files]
-

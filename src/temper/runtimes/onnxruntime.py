@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 FILE = "model.onnx"
+LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED"}
 INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
 
 
@@ -52,9 +53,9 @@ class OnnxRuntime(Runtime):
         feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in schema.inputs)
         return f"""\
 import onnxruntime
-
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{LEVELS[self.optimization]}
 session = onnxruntime.InferenceSession(HERE / "{FILE}", options, providers=["CPUExecutionProvider"])
 outputs = session.run(None, {{{feeds}}})
 """
@@ -62,14 +63,11 @@ outputs = session.run(None, {{{feeds}}})
     def _session(self, folder: Path, threads: int, optimized: Path | None = None) -> "onnxruntime.InferenceSession":
         import onnxruntime
 
-        level = onnxruntime.GraphOptimizationLevel
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if self.optimization == "all" else level.ORT_ENABLE_EXTENDED
-        )
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[self.optimization])
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         return onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])

@@ -28,7 +28,9 @@ class OpenVino(Runtime):
     integers = IntegerScheme(symmetric_matmul=True, integer_bias=False)
 
     precision: str = knob(
-        "default", among=("default", "f32"), help="what float operators are executed in: the plugin's choice, or float32"
+        "default",
+        among=("default", "f32"),
+        help="what float operators are executed in: the plugin's choice, or float32",
     )
 
     @property
@@ -58,7 +60,6 @@ class OpenVino(Runtime):
         feeds = ", ".join(spec.name for spec in schema.inputs)
         return f"""\
 import openvino
-
 options = {self._options(threads)!r}
 model = openvino.Core().compile_model(HERE / "{FILE}", "CPU", options)
 outputs = list(model([{feeds}]).values())

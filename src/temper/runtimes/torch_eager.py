@@ -43,8 +43,8 @@ class TorchEager(Runtime):
         inputs = ", ".join(spec.name for spec in schema.inputs)
         return f"""\
 import temper
-
-outputs = temper.load(HERE)({inputs})
+model = temper.load(HERE)
+outputs = [model({inputs})]
 """
 
 

@@ -47,7 +47,9 @@ def _float_runtimes(space: Space) -> Iterator[Recipe]:
 
 
 def _chains(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
-    runtimes = sorted((runtime() for runtime in space.runtimes), key=lambda each: _float_objective(each, space, history))
+    runtimes = sorted(
+        (runtime() for runtime in space.runtimes), key=lambda each: _float_objective(each, space, history)
+    )
     chains = {
         (runtime, chain): None
         for runtime in runtimes

@@ -3,7 +3,7 @@ import inspect
 import pytest
 import torch
 from tests import models
-from tests.models import EXAMPLE_NAMES, EXAMPLES, graph_of, images, rows
+from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows
 from torch import Tensor, nn
 
 from temper.core.errors import CaptureError
@@ -19,7 +19,7 @@ def line_that_the_error_must_name(model: type[nn.Module]) -> str:
 @pytest.mark.parametrize(("model", "inputs"), EXAMPLES, ids=EXAMPLE_NAMES)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_graph_equals_module_at_other_batches(model: nn.Module, inputs: tuple[Tensor, ...], batch: int) -> None:
-    graph = graph_of(model, *inputs)
+    graph = example_graph(model, inputs)
     resized = tuple(each[torch.arange(batch) % len(each)] for each in inputs)
     with torch.no_grad():
         expected, nesting, names = flat_outputs(model.eval()(*resized), "model")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tests import models
-from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows, tokens
+from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, example_of, graph_of, images, rows
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,7 +52,7 @@ def test_convolution_in_closed_form() -> None:
 
 
 def test_linear_and_attention_in_closed_form() -> None:
-    graph = graph_of(models.Transformer(), tokens())
+    graph = example_of(models.Transformer)
     length, width, heads = 6, 16, 4
     attention = of_kind(graph, 2, "scaled_dot_product_attention")
     assert attention.flops == 2 * 2 * heads * length * length * (width // heads) * 2
@@ -61,9 +61,9 @@ def test_linear_and_attention_in_closed_form() -> None:
 
 
 def test_recurrent_in_closed_form() -> None:
-    graph = graph_of(models.Recurrent(), torch.randn(3, 6, 8))
-    assert of_kind(graph, 2, "lstm").flops == 2 * 2 * 6 * 4 * 5 * ((8 + 5) + (5 + 5))
-    assert of_kind(graph, 2, "gru").flops == 2 * 2 * 6 * 3 * 4 * (5 + 4)
+    graph = example_of(models.Recurrent)
+    assert of_kind(graph, 2, "lstm").flops == 2 * 2 * 2 * 4 * 5 * ((8 + 5) + (5 + 5))
+    assert of_kind(graph, 2, "gru").flops == 2 * 2 * 2 * 3 * 4 * (5 + 4)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_elements_and_bytes(function: object, flops: int, moved: int) -> None:
 
 
 def test_dropout_costs_nothing_in_evaluation_mode() -> None:
-    assert of_kind(graph_of(models.Perceptron(), rows()), 2, "dropout").bytes == 0
+    assert of_kind(example_of(models.Perceptron), 2, "dropout").bytes == 0
 
 
 def test_quantizer_is_pointwise() -> None:
@@ -151,7 +151,7 @@ def test_quantizer_is_pointwise() -> None:
 
 
 def test_weights_count_once_and_lookups_read_rows_only() -> None:
-    total = cost(graph_of(models.Tied(), tokens()), 2)
+    total = cost(example_of(models.Tied), 2)
     assert total.weight_bytes == FLOAT * 11 * 8
     embedding, output = total.nodes
     assert embedding.weight_bytes == min(2 * 6, 11) * 8 * FLOAT

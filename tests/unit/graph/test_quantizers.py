@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tests import models
-from tests.models import graph_of, images
+from tests.models import example_of, graph_of, images
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -23,7 +23,7 @@ def quantize_input(
     """Let the consumer read one of its arguments through a quantizer."""
     source = consumer.args[position]
     scale_node = add_tensor(graph.module, "scale", scale)
-    zero_node = add_tensor(graph.module, "zero_point", zero.to(torch.int32))
+    zero_node = add_tensor(graph.module, "zero_point", zero_point.to(torch.int32))
     with graph.module.graph.inserting_before(consumer):
         quantizer = graph.module.graph.call_function(FAKE_QUANTIZE, (source, scale_node, zero_node, low, high, axis))
     consumer.update_arg(position, quantizer)
@@ -32,7 +32,7 @@ def quantize_input(
 
 def quantized(low: int, high: int, *, activation_axis: int | None = None, zero_point: int = 3) -> Graph:
     """The residual net with a per-channel 4-bit weight quantizer and an activation quantizer on its third layer."""
-    graph = graph_of(models.randomized(models.Residual()), images())
+    graph = example_of(models.Residual)
     layer = next(node for node in graph.module.graph.nodes if node.op == "call_function" and node.name == "conv2d_2")
     quantize_input(graph, layer, 1, torch.linspace(0.01, 0.05, 12), torch.zeros(12), -7, 7, 0)
     size = () if activation_axis is None else (12,)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests import models
-from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows, tokens
+from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, example_of, graph_of, images, rows, tokens
 from torch import Tensor, nn
 
 from temper.core.errors import ArtifactError, TrialError
@@ -48,7 +48,7 @@ def test_loaded_graph_is_the_same_in_both_modes(model: nn.Module, inputs: tuple[
 
 
 def test_loaded_graph_trains_as_the_original(tmp_path: Path) -> None:
-    graph = graph_of(models.randomized(models.Transformer()), tokens())
+    graph = example_of(models.Transformer)
     set_training(graph, True)
     gradients = []
     for each in (graph, stored(graph, tmp_path)):
@@ -60,7 +60,7 @@ def test_loaded_graph_trains_as_the_original(tmp_path: Path) -> None:
 
 
 def test_frozen_parameters_stay_frozen(tmp_path: Path) -> None:
-    graph = graph_of(models.Perceptron(), rows())
+    graph = example_of(models.Perceptron)
     graph.module.get_parameter("layers.0.weight").requires_grad_(False)
     loaded = stored(graph, tmp_path)
     frozen = [name for name, parameter in loaded.module.named_parameters() if not parameter.requires_grad]
@@ -68,7 +68,7 @@ def test_frozen_parameters_stay_frozen(tmp_path: Path) -> None:
 
 
 def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:
-    graph = graph_of(models.Perceptron(), rows())
+    graph = example_of(models.Perceptron)
     graph.module.layers.get_submodule("4").alias = graph.module.get_parameter("layers.4.weight")
     loaded = stored(graph, tmp_path)
     assert loaded.module.get_parameter("layers.4.alias") is loaded.module.get_parameter("layers.4.weight")
@@ -76,7 +76,7 @@ def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:
 
 
 def test_layout_in_memory_is_kept(tmp_path: Path) -> None:
-    graph = graph_of(models.randomized(models.Residual()), images())
+    graph = example_of(models.Residual)
     weight = graph.module.get_parameter("body.3.weight").detach().to(memory_format=torch.channels_last)
     set_tensor(graph.module, "body.3.weight", weight)
     loaded = stored(graph, tmp_path)
@@ -86,7 +86,7 @@ def test_layout_in_memory_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_quantized_graph(pack: bool, tmp_path: Path) -> None:
-    graph = graph_of(models.Perceptron(), rows())
+    graph = example_of(models.Perceptron)
     weight = next(node for node in graph.module.graph.nodes if node.target == "layers.4.weight")
     scale = add_tensor(graph.module, "scale", torch.full((4,), 0.01))
     zero = add_tensor(graph.module, "zero", torch.zeros(4, dtype=torch.int32))
@@ -113,7 +113,7 @@ def test_numbers_keep_type_and_bits(value: float, tmp_path: Path) -> None:
 
 
 def test_values_are_recorded_for_techniques_that_ask(tmp_path: Path) -> None:
-    loaded = stored(graph_of(models.Transformer(), tokens()), tmp_path)
+    loaded = stored(example_of(models.Transformer), tmp_path)
     values = {node.name: node.meta.get("val") for node in loaded.module.graph.nodes}
     assert values["embedding"].shape == (3, 6, 16)
     assert not values["ids" if "ids" in values else "x0"].is_floating_point()
@@ -196,7 +196,7 @@ def test_hostile_graph_is_refused(
     edit: Callable[[dict[str, Any]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save(graph_of(models.Perceptron(), rows()), tmp_path)
+    save(example_of(models.Perceptron), tmp_path)
     fields = json.loads((tmp_path / GRAPH_FILE).read_text())
     edit(fields)
     (tmp_path / GRAPH_FILE).write_text(json.dumps(fields))
@@ -205,10 +205,33 @@ def test_hostile_graph_is_refused(
     assert sorted(each.name for each in tmp_path.iterdir()) == [GRAPH_FILE, WEIGHTS_FILE]
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "aten.from_file.default",
+        "aten.set_.source_Storage",
+        "aten.resize_.default",
+        "aten._reshape_alias.default",
+        "aten._nested_view_from_buffer.default",
+        "operator.attrgetter",
+        "builtins.eval",
+        "aten.relu.absent",
+    ],
+)
+def test_dangerous_operator_is_refused_by_name(target: str, tmp_path: Path) -> None:
+    """Before its arguments are looked at: they might fit."""
+    save(example_of(models.Perceptron), tmp_path)
+    fields = json.loads((tmp_path / GRAPH_FILE).read_text())
+    edit_call("target", target)(fields)
+    (tmp_path / GRAPH_FILE).write_text(json.dumps(fields))
+    with pytest.raises(ArtifactError, match=f"calls '{target}', which is no operator that a stored graph may call"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("file", [GRAPH_FILE, WEIGHTS_FILE])
 @pytest.mark.parametrize("content", [None, b"", b"[" * 100_000, b"\x80\x04\x95garbage", b"{}"])
 def test_broken_file_is_refused(file: str, content: bytes | None, tmp_path: Path) -> None:
-    save(graph_of(models.Perceptron(), rows()), tmp_path)
+    save(example_of(models.Perceptron), tmp_path)
     (tmp_path / file).unlink()
     if content is not None:
         (tmp_path / file).write_bytes(content)

@@ -1,14 +1,14 @@
 import pytest
 import torch
 from tests import models
-from tests.models import graph_of, rows, tokens
+from tests.models import example_of, graph_of, rows
 from torch import nn
 
 from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of, users_of_tensor
 
 
 def test_tensor_of_reads_parameters_and_nothing_else() -> None:
-    module = graph_of(models.Perceptron(), rows()).module
+    module = example_of(models.Perceptron).module
     for node in module.graph.nodes:
         if node.op == "get_attr" and "running" not in str(node.target):
             assert tensor_of(module, node) is module.get_parameter(node.target)
@@ -19,7 +19,7 @@ def test_tensor_of_reads_parameters_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("trainable", [True, False])
 def test_set_tensor_changes_the_value_and_not_the_role(trainable: bool) -> None:
-    graph = graph_of(models.Perceptron().eval(), rows())
+    graph = example_of(models.Perceptron)
     graph.module.get_parameter("layers.4.weight").requires_grad_(trainable)
     set_tensor(graph.module, "layers.4.weight", torch.zeros(4, 16))
     set_tensor(graph.module, "layers.1.running_mean", torch.ones(16))
@@ -51,13 +51,13 @@ def test_added_parameter_is_trainable() -> None:
 
 
 def test_users_of_a_shared_tensor() -> None:
-    module = graph_of(models.Tied(), tokens()).module
+    module = example_of(models.Tied).module
     (name,) = dict(module.named_parameters())
     assert {user.name for user in users_of_tensor(module, name)} == {"embedding", "linear"}
 
 
 def test_clean_drops_what_nothing_reads_and_keeps_the_rest() -> None:
-    graph = graph_of(models.Perceptron(), rows())
+    graph = example_of(models.Perceptron)
     output = graph.module.graph.output_node()
     first = next(node for node in graph.module.graph.nodes if node.name == "linear")
     output.args = ((first,),)
@@ -67,7 +67,7 @@ def test_clean_drops_what_nothing_reads_and_keeps_the_rest() -> None:
 
 
 def test_clean_keeps_the_tensors_of_graphs_inside() -> None:
-    graph = graph_of(models.Autocast(), rows())
+    graph = example_of(models.Autocast)
     before = graph(rows())[0]
     inner = next(name for name, _ in graph.module.named_children() if name.startswith("submod"))
     body = graph.module.get_submodule(inner)

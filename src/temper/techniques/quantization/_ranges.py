@@ -125,7 +125,9 @@ class _Observer(Interpreter):
         return value
 
 
-def _observe(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], see: Callable[[Node, Tensor], None]) -> None:
+def _observe(
+    graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], see: Callable[[Node, Tensor], None]
+) -> None:
     observer = _Observer(graph, wanted, see)
     with torch.no_grad():
         for batch in batches(graph, calibration):

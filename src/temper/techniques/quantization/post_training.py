@@ -47,14 +47,18 @@ class PostTrainingQuantization(Technique):
     ranges: str = knob(
         "minmax", among=("minmax", "percentile", "mse"), help="how the range of an activation is taken from its values"
     )
-    percentile: float = knob(99.99, low=50.0, high=100.0, unit="%", help="share of values inside, for ranges=percentile")
+    percentile: float = knob(
+        99.99, low=50.0, high=100.0, unit="%", help="share of values inside, for ranges=percentile"
+    )
     placement: str = knob(
         "everywhere",
         among=("everywhere", "products"),
         help="before products only, or around sums, pools and data movements too",
     )
     float_layers: int = knob(
-        0, among=(0, 1, 2, 4, 8), help="how many layers stay in float: those whose quantization changes the outputs most"
+        0,
+        among=(0, 1, 2, 4, 8),
+        help="how many layers stay in float: those whose quantization changes the outputs most",
     )
 
     def apply(self, graph: Graph, context: Context) -> Graph:
@@ -64,7 +68,9 @@ class PostTrainingQuantization(Technique):
         assert context.calibration is not None
         layers = float_layers(graph)
         if self.float_layers >= len(layers):
-            raise NoEffect(f"{self.name}: float_layers={self.float_layers}, and the graph has only {len(layers)} layers")
+            raise NoEffect(
+                f"{self.name}: float_layers={self.float_layers}, and the graph has only {len(layers)} layers"
+            )
         kept: list[Node] = []
         if self.float_layers:
             trial = graph.copy()

@@ -1,0 +1,9 @@
+"""Options that several commands share, each written once."""
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of every contestant.")]
+Batch = Annotated[int, typer.Option(min=1, help="Examples a call of every contestant.")]

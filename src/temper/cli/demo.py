@@ -1,0 +1,37 @@
+"""temper demo: the main job on real digits, in a few minutes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="A new folder for the task, its weights and the run.")] = Path(
+        "temper-demo"
+    ),
+    trials: Annotated[int, typer.Option(min=1, help="How many trials the search may make.")] = 9,
+) -> None:
+    """Train a small network on handwritten digits, optimize it, and verify the artifact in a fresh process."""
+    from importlib.resources import files
+
+    from temper.cli._tables import console
+    from temper.core.errors import UsageError
+
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} exists and is not empty: choose another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    task = out / "digits.py"
+    task.write_text(files("temper.demo").joinpath("digits.py").read_text(encoding="utf-8"), encoding="utf-8")
+    run = out / "run"
+    screen = console()
+    optimize = ["optimize", f"{task}:task", "--out", str(run), "--max-drop", "0.02", "--trials", str(trials)]
+    for words in (optimize, ["verify", str(run), "--task", f"{task}:task"]):
+        screen.print(f"\n[bold]$ temper {' '.join(words)}[/bold]\n", soft_wrap=True)
+        sys.stdout.flush()
+        code = subprocess.run([sys.executable, "-m", "temper", *words], check=False).returncode
+        if code:
+            raise typer.Exit(code)
+    screen.print(f"\nThe task is {task}: change it into yours. The report is {run / 'report.html'}.", soft_wrap=True)

@@ -1,0 +1,47 @@
+"""temper show: what a run or an artifact holds."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from temper.cli._options import Json
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="The run's folder, or the artifact's own.")], as_json: Json = False
+) -> None:
+    """Show an artifact: its recipe, schema and proof, with every file checked."""
+    from temper.core.artifact import PROOF, Artifact
+    from temper.core.proof import Proof
+    from temper.core.recipe import Recipe
+
+    artifact = Artifact.open(folder)
+    held = PROOF in artifact.files
+    proof = json.loads((artifact.folder / PROOF).read_text(encoding="utf-8")) if held else None
+    if as_json:
+        document = {
+            "recipe": artifact.recipe,
+            "schema": artifact.schema.to_json(),
+            "files": artifact.files,
+            "proof": proof,
+        }
+        print(json.dumps(document))
+        return
+    from temper.cli._outcome import show_outcome
+    from temper.cli._tables import console
+
+    screen = console()
+    screen.print(
+        f"[bold]{artifact.folder}[/bold]: {len(artifact.files)} files, all as they were measured", soft_wrap=True
+    )
+    screen.print(f"recipe    {Recipe.from_json(artifact.recipe)}")
+    for spec in artifact.schema.inputs:
+        screen.print(f"input     {spec}", markup=False)
+    for spec in artifact.schema.outputs:
+        screen.print(f"output    {spec}", markup=False)
+    if proof is None:
+        screen.print("It carries no proof.")
+    else:
+        show_outcome(folder, artifact, Proof.from_json(proof))

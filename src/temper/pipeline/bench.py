@@ -1,0 +1,91 @@
+"""Latency of artifacts and unchanged models against each other, in interleaved rounds."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from temper.core import catalog
+from temper.core.artifact import MANIFEST, Artifact
+from temper.core.errors import TrialError, UsageError
+from temper.core.goal import Conditions, Goal
+from temper.core.measurement import Measurement
+from temper.core.recipe import Recipe
+from temper.core.runtime import Runtime
+from temper.hardware.detect import this_host
+from temper.pipeline.prepare import prepare
+from temper.pipeline.run_folder import RunFolder
+from temper.pipeline.task_loading import load_task
+from temper.pipeline.workshop import Workshop
+
+BLOCK_S = 0.025
+BUILD_S = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benched:
+    """One contestant: seconds a call, and its ratio to the first one."""
+
+    title: str
+    latency: Measurement
+    ratio: Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """All contestants, and the ratio that two copies of the first differ by at most."""
+
+    rows: tuple[Benched, ...]
+    noise_floor: float
+
+
+def bench(contestants: Sequence[str], conditions: Conditions, *, rounds: int, tell: Callable[[str], None]) -> Bench:
+    """Time artifacts (by folder) and the unchanged models of tasks (by `file.py:name`) on every float runtime.
+
+    All run in the same interleaved rounds on made-up inputs that fit their schema. Raises: UsageError for something
+    that is neither; ArtifactError and TaskError as loading them does.
+    """
+    with tempfile.TemporaryDirectory(prefix="temper-bench-") as scratch:
+        place = RunFolder(Path(scratch))
+        found: dict[str, Path] = {}
+        with Workshop(place, Goal(conditions=conditions), this_host(), seed=0) as workshop:
+            for name in contestants:
+                folder = Path(name)
+                if _is_artifact(folder):
+                    artifact = Artifact.open(folder)
+                    found[f"{name}: {Recipe.from_json(artifact.recipe)}"] = artifact.folder
+                elif ":" in name:
+                    found |= _built(workshop, name, tell)
+                else:
+                    raise UsageError(f"{name!r} is neither a folder with an artifact nor a task such as file.py:name")
+            tell(f"timing {len(found)} contestants in {rounds} interleaved rounds")
+            paths = list(found.values())
+            *timings, again = workshop.time([*paths, paths[0]], "none", rounds=rounds, block_s=BLOCK_S)
+        same = again.ratio_to(timings[0])
+        noise_floor = max(abs(same.lower - 1), abs(same.upper - 1))
+        rows = tuple(
+            Benched(title=title, latency=timing.latency(), ratio=timing.ratio_to(timings[0], noise_floor))
+            for title, timing in zip(found, timings)
+        )
+    return Bench(rows=rows, noise_floor=noise_floor)
+
+
+def _is_artifact(folder: Path) -> bool:
+    return any((each / MANIFEST).is_file() for each in (folder, folder / "artifact"))
+
+
+def _built(workshop: Workshop, reference: str, tell: Callable[[str], None]) -> dict[str, Path]:
+    """The task's unchanged model on every runtime that can run it."""
+    task = load_task(reference)
+    prepared = prepare(task, workshop.goal, 0, workshop.folder, tell)
+    built = {}
+    for name in prepared.target.runtimes:
+        recipe = Recipe(runtime=catalog.get(Runtime, name)())
+        place = workshop.folder.root / "built" / f"{prepared.fingerprint['model']}-{name}"
+        try:
+            workshop.build(recipe, place, time_s=BUILD_S)
+        except TrialError as error:
+            tell(f"{reference} on {name}: {error}")
+            continue
+        built[f"{reference}: {recipe}"] = place
+    return built

@@ -1,0 +1,43 @@
+"""How the proof was opened: the frozen candidates in order, and where the testing stopped."""
+
+from temper.core.proof import Proof
+from temper.report.findings import Findings
+from temper.report.markup import Html, badge, section, tag
+from temper.report.words import recipe_in_words
+
+RULE = (
+    "The proof part was opened once. Before that, the candidates were frozen and ordered from safest to boldest; each "
+    "was then tested in that order at an error rate of 5 %, stopping at the first that was not accepted. Because the "
+    "order was fixed beforehand, the chance that anything accepted is in truth beyond the limit stays at 5 % for all "
+    "of them together."
+)
+
+
+def opening(findings: Findings) -> Html:
+    """The steps of the proof, one after the other."""
+    proof = findings.proof
+    if proof is None:
+        return section("proof", "How the proof was opened", tag("p", "It was not: the proof part is still unseen."))
+    steps = [_step(findings, step["title"], step["verdict"], step["reason"]) for step in proof.steps]
+    return section(
+        "proof",
+        "How the proof was opened",
+        tag("p", RULE),
+        tag("ol", *steps, *_unopened(findings, proof), class_="steps"),
+    )
+
+
+def _step(findings: Findings, title: str, verdict: str, reason: str) -> Html:
+    sentence = reason[:1].upper() + reason[1:]
+    return tag("li", badge(verdict), tag("div", tag("b", findings.titled(title)), tag("p", f"{sentence}.")))
+
+
+def _unopened(findings: Findings, proof: Proof) -> list[Html]:
+    """Candidates that were frozen and never tested."""
+    tested = {step["title"] for step in proof.steps}
+    rest = (trial for trial in findings.frontier if str(trial.recipe) not in tested)
+    why = "The one before it was not accepted, so the testing had stopped."
+    return [
+        tag("li", badge("NOT TESTED"), tag("div", tag("b", recipe_in_words(trial.recipe)), tag("p", why)))
+        for trial in rest
+    ]

@@ -1,0 +1,102 @@
+"""Numbers, recipes and verdicts in the words and digits that a person reads."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from temper.core.measurement import Measurement
+from temper.core.recipe import Recipe
+
+SHARES = ("accuracy",)
+"""Metrics that are shares of the examples, and therefore read in percentage points."""
+MISSING = "–"
+
+
+def signed(number: float, digits: int) -> str:
+    """A number with its sign, the typographic minus, and no minus before zero."""
+    if not math.isfinite(number):
+        return "unbounded"
+    text = f"{number:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+def digits_for(limit: float) -> int:
+    """How many decimals show a drop finely enough to compare it with the limit."""
+    return min(max(2, 2 + math.ceil(-math.log10(limit))), 8)
+
+
+def significant(number: float, digits: int = 3) -> str:
+    """A number with so many significant digits and no exponent: 0.495, 12.3, 1,234."""
+    if not math.isfinite(number):
+        return "unbounded"
+    if number == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(number))))
+    return f"{number:,.{decimals}f}".replace("-", "−")
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 trial, 8,000 examples."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{significant(seconds * 1e3)} ms"
+
+
+def megabytes(number: float) -> str:
+    return f"{significant(number / 1e6)} MB"
+
+
+def gigabytes(number: float) -> str:
+    return f"{significant(number / 1e9)} GB"
+
+
+def interval(measurement: Measurement, digits: int) -> str:
+    """The interval of a measurement, as `lower to upper`."""
+    return f"{measurement.lower:.{digits}f} to {measurement.upper:.{digits}f}".replace("-", "−")
+
+
+def quality(amount: float, metric: str, limit: float) -> str:
+    """An amount of the metric: `0.24 points of accuracy`, or `0.0024 of mean cosine`."""
+    if metric in SHARES:
+        number = f"{amount * 100:.{max(0, digits_for(limit) - 2)}f}"
+        return f"{number} percentage points of {metric}"
+    return f"{amount:.{digits_for(limit)}f} of {metric}"
+
+
+def recipe_in_words(recipe: Mapping[str, Any] | Recipe) -> str:
+    """What a recipe does: `batch norm fusion, post training quantization (ranges mse), on onnxruntime`."""
+    known = recipe if isinstance(recipe, Recipe) else Recipe.from_json(recipe)
+    steps = [_plug(str(technique), technique.name) for technique in known.techniques] or ["unchanged model"]
+    on = "on" if not known.techniques else "and run on"
+    runtime = _plug(str(known.runtime), known.runtime.name, spaced=False)
+    return f"{', '.join(steps)} on {runtime}" if on == "on" else f"{', '.join(steps)}, {on} {runtime}"
+
+
+def _plug(text: str, name: str, *, spaced: bool = True) -> str:
+    """A plug's `family.kind(knob=value)` as `kind family (knob value)`."""
+    knobs = text.removeprefix(name).strip("()").replace("=", " ").replace("_", " ")
+    title = " ".join(reversed(name.split("."))).replace("_", " ") if spaced else name.replace("_", " ")
+    return f"{title} ({knobs})" if knobs else title
+
+
+def faster(ratio: Measurement) -> tuple[str, str]:
+    """A latency ratio turned round: (`1.31× faster`, `1.25× to 1.37×`), or slower where it is above 1."""
+    if ratio.value <= 1:
+        return f"{1 / ratio.value:.2f}× faster", f"{1 / ratio.upper:.2f}× to {1 / ratio.lower:.2f}×"
+    return f"{ratio.value:.2f}× slower", f"{ratio.lower:.2f}× to {ratio.upper:.2f}×"
+
+
+def is_noise(ratio: Measurement) -> bool:
+    """Whether a latency ratio cannot be told from 1: its interval holds 1 or reaches into the noise floor."""
+    floor = ratio.details.get("noise_floor", 0.0)
+    return ratio.lower <= 1 + floor and ratio.upper >= 1 - floor
+
+
+def smaller(mine: float, other: float) -> str:
+    """How much less one amount is than the other: `58 % smaller`, or `12 % larger`."""
+    change = mine / other - 1
+    if abs(change) < 0.005:
+        return "the same size"
+    return f"{abs(change):.0%} {'smaller' if change < 0 else 'larger'}".replace("%", " %", 1)
