@@ -26,12 +26,18 @@ def command(
     task = out / "digits.py"
     task.write_text(files("temper.demo").joinpath("digits.py").read_text(encoding="utf-8"), encoding="utf-8")
     run = out / "run"
-    screen = console()
     optimize = ["optimize", f"{task}:task", "--out", str(run), "--max-drop", "0.02", "--trials", str(trials)]
-    for words in (optimize, ["verify", str(run), "--task", f"{task}:task"]):
+    screen = console()
+    # The outcome of the first two is shown by the last one; progress goes to standard error and is seen throughout.
+    for words, quiet in (
+        (optimize, True),
+        (["verify", str(run), "--task", f"{task}:task"], False),
+        (["show", str(run)], False),
+    ):
         screen.print(f"\n[bold]$ temper {' '.join(words)}[/bold]\n", soft_wrap=True)
         sys.stdout.flush()
-        code = subprocess.run([sys.executable, "-m", "temper", *words], check=False).returncode
+        output = subprocess.DEVNULL if quiet else None
+        code = subprocess.run([sys.executable, "-m", "temper", *words], check=False, stdout=output).returncode
         if code:
             raise typer.Exit(code)
-    screen.print(f"\nThe task is {task}: change it into yours. The report is {run / 'report.html'}.", soft_wrap=True)
+    screen.print(f"\nThe task is {task}: change it into yours.", soft_wrap=True)

@@ -34,7 +34,7 @@ from temper.hardware.detect import missing_runtimes
 from temper.pipeline.budget import Budget, budgeted
 from temper.pipeline.choose import Choice, choose
 from temper.pipeline.evaluate import evaluate
-from temper.pipeline.frontier import frontier
+from temper.pipeline.frontier import baseline, frontier
 from temper.pipeline.prepare import Prepared, prepare
 from temper.pipeline.prove import digest
 from temper.pipeline.run_folder import RunFolder, opened
@@ -92,6 +92,8 @@ def optimize(
             if journal.fact("proof") is not None:
                 tell(f"{folder.root}: this run is finished; nothing to resume")
                 return _finished(folder, journal, goal)
+            for sentence in missing_runtimes().values():
+                tell(sentence)
             prepared = prepare(loaded, goal, seed, folder, tell)
             _remember(journal, prepared, goal, seed, _command(reference, goal, folder, budget, trials, seed))
             spent = sum(trial.cost_s for trial in journal.trials())
@@ -127,7 +129,7 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
             except KeyboardInterrupt:
                 break
             journal.end(trial)
-            tell(f"trial {number}: {_outcome(trial, workshop.goal)}")
+            tell(f"trial {number}: {_outcome(trial, journal.trials(), workshop.goal)}")
     _check_measured(journal.trials(), budget)
 
 
@@ -231,13 +233,15 @@ def _check_measured(trials: Sequence[Trial], budget: Budget) -> None:
     raise TaskError(f"no runtime could run the unchanged model, so there is nothing to compare with. {reasons}")
 
 
-def _outcome(trial: Trial, goal: Goal) -> str:
-    if not trial.measured:
+def _outcome(trial: Trial, trials: Sequence[Trial], goal: Goal) -> str:
+    """How a trial ended, its latency relative to the best float runtime so far."""
+    best = baseline(trials, goal)
+    if not trial.measured or best is None:
         return f"{trial.outcome}: {trial.reason}"
-    ratio, drop = trial.measurements["latency_ratio"], trial.drop
+    ratio = trial.measurements["latency_ratio"].value / best.measurements["latency_ratio"].value
     size = trial.measurements["size_bytes"].value / 1e6
     kept = "" if trial.within(goal) else ", outside of the limits"
-    return f"latency {ratio.value:.2f} of the first trial's, drop {drop.value:+.4f}, {size:.2f} MB{kept}"
+    return f"{ratio:.2f} of the latency of the best float runtime so far, drop {trial.drop.value:+.4f}, {size:.2f} MB{kept}"
 
 
 @contextmanager

@@ -121,7 +121,10 @@ def judge_gain(goal: Goal, row: Row, baseline: Row) -> Judgement:
     if name == "latency_ratio":
         bound = 1.0
         floor = mine.details["noise_floor"]
-        words = f"{mine.value:.3f} of the baseline's, {mine.lower:.3f} to {mine.upper:.3f}, noise floor {floor:.1%}"
+        words = (
+            f"{mine.value:.3f} of the baseline's ({mine.lower:.3f} to {mine.upper:.3f}), {1 / mine.value:.2f} times as "
+            f"fast; noise floor {floor:.1%}"
+        )
     else:
         bound, floor = baseline.measurements[name].lower, 0.0
         words = f"{mine.value / 1e6:.2f} MB against the baseline's {bound / 1e6:.2f} MB"

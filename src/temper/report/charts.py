@@ -2,20 +2,23 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from temper.core.measurement import Measurement
 from temper.core.trial import OBJECTIVES, Trial
 from temper.report.findings import Findings
+from temper.report.labels import Mark, placed
 from temper.report.words import digits_for, interval, recipe_in_words, signed
 
 STEEL, STRAW, ASH, RUST = "#4c7fd0", "#b07d12", "#858b95", "#cc5646"
 """Marks that stand out from light and dark paper alike; text and grid take their colors from the page's style."""
 FARTHEST = 3.0
 """A trial beyond this many baselines, or this many limits, would squeeze the others; it is named in words."""
-TICKS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 2.5, 3)
+TICKS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 1.75, 2, 2.5, 3)
 IDENTITY = "frontier-chart"
 
 
@@ -31,7 +34,8 @@ class Point:
 def points(findings: Findings) -> tuple[list[Point], list[Point]]:
     """The measured trials that fit into the chart, and those that lie beyond its edges."""
     name, limit = OBJECTIVES[findings.goal.minimize], findings.goal.max_drop
-    inside, beyond = [], []
+    inside: list[Point] = []
+    beyond: list[Point] = []
     for trial in findings.trials:
         x = _x(findings, trial, name)
         if not trial.measured or x is None or findings.baseline is None:
@@ -151,7 +155,6 @@ def _layout(findings: Findings, inside: list[Point]) -> dict[str, Any]:
     limit = findings.goal.max_drop
     logarithmic = findings.goal.minimize == "latency"
     x_range, y_range = _x_range(inside, logarithmic), _y_range(inside, limit)
-    title = "latency relative to the baseline, 1 = equal" if logarithmic else f"{_quantity(findings)} in MB"
     axis = {"fixedrange": True, "zeroline": False, "ticks": "", "gridcolor": ASH, "gridwidth": 1, "automargin": True}
     ticks = {"type": "log", "tickvals": _ticks(x_range), "ticktext": [f"{each:g}" for each in _ticks(x_range)]}
     return {
@@ -165,7 +168,7 @@ def _layout(findings: Findings, inside: list[Point]) -> dict[str, Any]:
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": ASH},
         "margin": {"l": 8, "r": 12, "t": 30, "b": 8},
         "xaxis": {
-            **axis, "title": {"text": f"← better · {title}", "standoff": 14}, "range": x_range, "showgrid": False,
+            **axis, "range": x_range, "showgrid": False,
             **(ticks if logarithmic else {"nticks": 6}),
         },
         "yaxis": {**axis, "range": y_range, "nticks": 7, "tickformat": "~f"},
@@ -177,10 +180,6 @@ def _layout(findings: Findings, inside: list[Point]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _quantity(findings: Findings) -> str:
-    return "size" if findings.goal.minimize == "size" else "peak memory"
-
-
 def _x_range(inside: list[Point], logarithmic: bool) -> list[float]:
     """The range of the x axis, wide enough for the points and most of their intervals."""
     low, high = min(point.x.value for point in inside), max(point.x.value for point in inside)
@@ -188,7 +187,7 @@ def _x_range(inside: list[Point], logarithmic: bool) -> list[float]:
     high = max(high, min(high * 1.15, max(point.x.upper for point in inside)))
     if logarithmic:
         low, high = math.log10(low), math.log10(high)
-    pad = max(0.1 * (high - low), 0.04 if logarithmic else 0.05 * high)
+    pad = max(0.12 * (high - low), 0.04 if logarithmic else 0.05 * high)
     return [low - pad, high + pad]
 
 
@@ -203,7 +202,7 @@ def _y_range(inside: list[Point], limit: float) -> list[float]:
 
 def _ticks(x_range: list[float]) -> list[float]:
     """Round ratios inside the range, spaced so that their labels keep apart on a narrow screen."""
-    least = (x_range[1] - x_range[0]) / 8
+    least = (x_range[1] - x_range[0]) / 9
     kept = [1.0] if x_range[0] <= 0 <= x_range[1] else []
     for tick in TICKS:
         at = math.log10(tick)
@@ -219,7 +218,7 @@ def _titles(findings: Findings, limit: float) -> list[dict[str, Any]]:
     return [
         {**plain, "text": f"drop in {name}, ↓ better", "x": 0, "xanchor": "left", "yref": "paper", "y": 1,
          "yanchor": "bottom", "yshift": 8},
-        {**plain, "text": f"limit {limit:g}", "x": 1, "xanchor": "right", "y": limit, "yanchor": "bottom",
+        {**plain, "text": f"limit {limit:g}", "x": 1, "xanchor": "right", "y": limit, "yanchor": "bottom", "yshift": 2,
          "font": {"color": RUST, "size": 13}},
     ]  # fmt: skip
 
@@ -227,24 +226,45 @@ def _titles(findings: Findings, limit: float) -> list[dict[str, Any]]:
 def _labels(
     findings: Findings, inside: list[Point], x_range: list[float], y_range: list[float], logarithmic: bool
 ) -> list[dict[str, Any]]:
-    """Names beside the baseline and what ships, pulled apart so that they never meet."""
+    """Names beside the baseline and what ships."""
     ships = "ships" if findings.proof is not None else "best so far"
+    named = [(findings.baseline, "baseline"), (findings.best, ships)]
     if findings.best is findings.baseline:
-        named = [(findings.baseline, f"baseline, {ships}", 1)]
-    else:
-        named = [(findings.baseline, "baseline", -1), (findings.best, ships, 1)]
+        named = [(findings.baseline, f"baseline, {ships}")]
+    numbers = {point.trial.number: index for index, point in enumerate(inside)}
+    wanted = [(numbers[trial.number], text) for trial, text in named if trial is not None and trial.number in numbers]
+
+    def along(x: float, y: float) -> tuple[float, float]:
+        return _share(math.log10(x) if logarithmic else x, x_range), 1 - _share(y, y_range)
+
+    marks = [_mark(point, along) for point in inside]
+    front = [along(p.x.value, p.y.value) for each in findings.frontier for p in inside if p.trial is each]
+    level = along(inside[0].x.value, findings.goal.max_drop)[1]
+    lines = [place for ends in pairwise(front) for place in _between(*ends)] + _between((0.0, level), (1.0, level))
     labels = []
-    for trial, text, side in named:
-        point = next((each for each in inside if each.trial is trial), None)
-        if point is None:
-            continue
-        x = math.log10(point.x.value) if logarithmic else point.x.value
-        along = (x - x_range[0]) / (x_range[1] - x_range[0])
-        above = (y_range[1] - point.y.value) / (y_range[1] - y_range[0])
-        down = 1 if above < 0.2 else -1 if above > 0.8 else side
-        anchor = "left" if along < 0.3 else "right" if along > 0.7 else "center"
+    for (index, text), (dx, dy) in zip(wanted, placed(wanted, marks, lines)):
+        x = inside[index].x.value
         labels.append(
-            {"text": f"<b>{text}</b>", "x": x, "y": point.y.value, "ax": 0, "ay": 52 * down, "xanchor": anchor,
-             "arrowhead": 0, "arrowwidth": 1, "arrowcolor": ASH, "font": {"size": 14}, "standoff": 10, "borderpad": 2}
+            {"text": f"<b>{text}</b>", "x": math.log10(x) if logarithmic else x, "y": inside[index].y.value,
+             "ax": dx, "ay": dy, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": ASH, "font": {"size": 14},
+             "standoff": 9, "borderpad": 2}
         )  # fmt: skip
     return labels
+
+
+def _mark(point: Point, along: Callable[[float, float], tuple[float, float]]) -> Mark:
+    left, top = along(point.x.lower, min(point.y.upper, 1e3))
+    right, bottom = along(point.x.upper, max(point.y.lower, -1e3))
+    return Mark(at=along(point.x.value, point.y.value), left=left, right=right, top=top, bottom=bottom)
+
+
+def _share(place: float, ends: list[float]) -> float:
+    return (place - ends[0]) / (ends[1] - ends[0])
+
+
+def _between(start: tuple[float, float], end: tuple[float, float], count: int = 20) -> list[tuple[float, float]]:
+    """Places along a line."""
+    return [
+        (start[0] + (end[0] - start[0]) * step / count, start[1] + (end[1] - start[1]) * step / count)
+        for step in range(count + 1)
+    ]

@@ -7,14 +7,18 @@ from temper.report.findings import Findings
 from temper.report.markup import Column, Html, badge, joined, section, table, tag, value
 from temper.report.words import (
     MISSING,
+    bound_of,
     digits_for,
     interval,
     megabytes,
     milliseconds,
+    percent,
     plural,
     recipe_in_words,
     signed,
     significant,
+    typeset,
+    unit_of,
 )
 
 ROLES = {"eager": "PyTorch eager", "baseline": "Best float runtime", "chosen": "What ships"}
@@ -33,9 +37,9 @@ def comparison(findings: Findings) -> Html:
     conditions = proof.goal.conditions
     words = (
         f"All were reloaded from their exported files in clean processes and timed in turns on the same cores, "
-        f"with {conditions}. {_noise(proof)}Intervals are at 95 %; small numbers show them."
+        f"with {conditions}. {_noise(proof)}Small numbers are 95\u00a0% intervals."
     )
-    shown = [row for row in proof.rows if not (findings.baseline_ships and row.role == "chosen")]
+    shown = [row for row in proof.rows if row.role != "chosen" or not findings.baseline_ships]
     rows = [_row(row, proof, ships=findings.baseline_ships and row.role == "baseline") for row in shown]
     columns = [Column(title="Contestant")] + [
         Column(title=title, numeric=True)
@@ -43,15 +47,14 @@ def comparison(findings: Findings) -> Html:
             proof.metric.capitalize(), "Drop", "p50", "p90", "p99", "Latency ratio", "Size", "Peak memory"
         )
     ]  # fmt: skip
-    marks = [
-        "best" if row.role == "chosen" or findings.baseline_ships and row.role == "baseline" else "" for row in shown
-    ]
+    winner = "baseline" if findings.baseline_ships else "chosen"
+    marks = ["best" if row.role == winner else "" for row in shown]
     caption = f"Measured on {plural(proof.examples, 'example')} of the proof part"
     return section(
         "measured",
         "What was measured",
         tag("p", words),
-        table(caption, columns, rows, classes="comparison", marks=marks),
+        table(caption, columns, rows, classes="cards comparison", marks=marks),
         tag("p", _energy(proof), class_="note"),
         tag("h3", "The limits"),
         tag("ul", *(_judgement(each, proof) for each in proof.judgements), class_="judgements"),
@@ -61,7 +64,7 @@ def comparison(findings: Findings) -> Html:
 def _row(row: Row, proof: Proof, *, ships: bool) -> list[str]:
     measured, digits = row.measurements, digits_for(proof.goal.max_drop)
     title = f"{ROLES[row.role]}, which ships" if ships else ROLES.get(row.role, row.role)
-    drop, ratio, latency = measured["drop"], measured["latency_ratio"], measured["latency_s"]
+    drop, ratio, latency, memory = (measured[name] for name in ("drop", "latency_ratio", "latency_s", "memory_bytes"))
     bound = f"at most {signed(drop.upper, digits)}"
     spread = f"{significant(latency.lower * 1e3)} to {significant(latency.upper * 1e3)}"
     is_unit = row.role == "baseline"
@@ -73,7 +76,7 @@ def _row(row: Row, proof: Proof, *, ships: bool) -> list[str]:
         *(_percentile(latency, name) for name in ("p90", "p99")),
         value("1", "by definition") if is_unit else value(f"{ratio.value:.3f}", interval(ratio, 3)),
         value(megabytes(measured["size_bytes"].value), "counted"),
-        value(megabytes(measured["memory_bytes"].value), _memory_interval(measured["memory_bytes"])),
+        value(megabytes(memory.value), f"peak of {plural(memory.samples, 'run')}"),
     ]
 
 
@@ -82,13 +85,9 @@ def _percentile(latency: Measurement, name: str) -> Html:
     return value(MISSING if seconds is None else milliseconds(seconds))
 
 
-def _memory_interval(memory: Measurement) -> str:
-    return f"{significant(memory.lower / 1e6)} to {significant(memory.upper / 1e6)}"
-
-
 def _noise(proof: Proof) -> str:
     floor = proof.row("chosen").measurements["latency_ratio"].details.get("noise_floor")
-    return "" if floor is None else f"Differences in latency under {floor:.1%} are noise. ".replace("%", " %")
+    return "" if floor is None else f"Differences in latency under {percent(floor, 1)} are noise. "
 
 
 def _energy(proof: Proof) -> str:
@@ -103,11 +102,10 @@ def _energy(proof: Proof) -> str:
 
 
 def _judgement(judgement: Judgement, proof: Proof) -> Html:
-    reason = judgement.reason[:1].upper() + judgement.reason[1:]
     return tag(
         "li",
         badge(judgement.verdict.value),
-        tag("div", tag("b", _limit(judgement, proof.goal, proof.metric)), tag("p", f"{reason}.")),
+        tag("div", tag("b", _limit(judgement, proof.goal, proof.metric)), tag("p", typeset(judgement.reason))),
     )
 
 
@@ -115,7 +113,8 @@ def _limit(judgement: Judgement, goal: Goal, metric: str) -> Html:
     """What must hold, in words."""
     name, bound = judgement.limit, judgement.bound
     if name == "drop":
-        return joined((f"Loses less than {bound:g} of {metric}",))
+        amount = bound_of(bound, metric)
+        return joined((f"Loses less than {amount} {unit_of(amount, metric)}",))
     if goal.limits.get(name) == bound:
         amount = milliseconds(bound) if name == "latency_s" else megabytes(bound)
         return joined((f"{COUNTED.get(name, name)} under {amount}",))

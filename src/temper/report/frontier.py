@@ -23,7 +23,7 @@ def frontier(findings: Findings) -> Html:
     intro = (
         "Each mark is one exported model, measured on the selection part, which the search may look at. The line joins "
         "the trials that no other beats in both directions; only these were frozen as candidates for the proof. Bars "
-        "are 95 % intervals."
+        "are 95\u00a0% intervals."
     )
     best = "ships" if findings.proof is not None else "best so far"
     shown = [(mark, color, best if words == "ships" else words) for mark, color, words in KEY]
@@ -35,8 +35,14 @@ def frontier(findings: Findings) -> Html:
     )
     chart = tag("div", id=IDENTITY, class_="chart", role="img", aria_label=_in_words(findings, inside))
     without = tag("noscript", tag("p", "The chart needs JavaScript; the table of trials below holds the same numbers."))
+    axis = tag("p", f"← better · {_axis(findings)}", class_="axis")
     caption = tag("figcaption", tag("ul", *key, class_="key"), _beyond(findings, beyond))
-    return section("frontier", "Between safe and bold", tag("p", intro), tag("figure", chart, without, caption))
+    return section("frontier", "Between safe and bold", tag("p", intro), tag("figure", chart, axis, without, caption))
+
+
+def _axis(findings: Findings) -> str:
+    names = {"latency": "latency relative to the baseline", "size": "size in MB", "memory": "peak memory in MB"}
+    return names[findings.goal.minimize]
 
 
 def _in_words(findings: Findings, inside: list[Point]) -> str:

@@ -71,10 +71,11 @@ def table(
     columns: Sequence[Column],
     rows: Iterable[Sequence[str]],
     *,
-    classes: str = "",
+    classes: str,
     marks: Sequence[str] = (),
 ) -> Html:
-    """A table that turns into cards on a narrow screen; the first cell of a row is its heading.
+    """A table in a box that scrolls; the first cell of a row is its heading. Of the class `cards`, it turns into
+    cards on a narrow screen.
 
     The roles are spelled out because a table that is laid out as blocks would lose them. `marks` are the classes of
     the rows.
@@ -102,8 +103,8 @@ def table(
         tag("thead", head, role="rowgroup"),
         tag("tbody", *body, role="rowgroup"),
     )
-    inner = tag("table", *content, role="table", class_=f"cards {classes}".strip())
-    return tag("div", inner, class_="scroll")
+    inner = tag("table", *content, role="table", class_=classes)
+    return tag("div", inner, class_="scroll", role="region", aria_label=caption, tabindex="0")
 
 
 def definitions(pairs: Iterable[tuple[str, str | None]]) -> Html:

@@ -3,13 +3,13 @@
 from temper.core.proof import Proof
 from temper.report.findings import Findings
 from temper.report.markup import Html, badge, section, tag
-from temper.report.words import recipe_in_words
+from temper.report.words import recipe_in_words, typeset
 
 RULE = (
     "The proof part was opened once. Before that, the candidates were frozen and ordered from safest to boldest; each "
-    "was then tested in that order at an error rate of 5 %, stopping at the first that was not accepted. Because the "
-    "order was fixed beforehand, the chance that anything accepted is in truth beyond the limit stays at 5 % for all "
-    "of them together."
+    "was then tested in that order at an error rate of 5\u00a0%, stopping at the first that was not accepted. Because "
+    "the order was fixed beforehand, the chance that anything accepted is in truth beyond the limit stays at 5\u00a0% "
+    "for all of them together."
 )
 
 
@@ -28,8 +28,7 @@ def opening(findings: Findings) -> Html:
 
 
 def _step(findings: Findings, title: str, verdict: str, reason: str) -> Html:
-    sentence = reason[:1].upper() + reason[1:]
-    return tag("li", badge(verdict), tag("div", tag("b", findings.titled(title)), tag("p", f"{sentence}.")))
+    return tag("li", badge(verdict), tag("div", tag("b", _capital(findings.titled(title))), tag("p", typeset(reason))))
 
 
 def _unopened(findings: Findings, proof: Proof) -> list[Html]:
@@ -38,6 +37,10 @@ def _unopened(findings: Findings, proof: Proof) -> list[Html]:
     rest = (trial for trial in findings.frontier if str(trial.recipe) not in tested)
     why = "The one before it was not accepted, so the testing had stopped."
     return [
-        tag("li", badge("NOT TESTED"), tag("div", tag("b", recipe_in_words(trial.recipe)), tag("p", why)))
+        tag("li", badge("NOT TESTED"), tag("div", tag("b", _capital(recipe_in_words(trial.recipe))), tag("p", why)))
         for trial in rest
     ]
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]

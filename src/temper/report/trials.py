@@ -7,6 +7,11 @@ from temper.report.markup import Column, Html, folded, joined, section, table, t
 from temper.report.words import MISSING, digits_for, interval, megabytes, plural, recipe_in_words, signed, significant
 
 OVER = {"drop": "drop", "latency_s": "latency", "size_bytes": "size", "memory_bytes": "peak memory"}
+NOTES = (
+    "Latency is relative to the best float runtime; its interval is that of the ratio to the first trial, which all "
+    "were timed against. Drop is the loss against your original model on the selection part. Operators are counted by "
+    "the runtime's own account of what it executes."
+)
 MARKS = {"ships": "best", "best so far": "best", "failed": "lost", "dropped": "lost", "interrupted": "lost"}
 
 
@@ -28,14 +33,10 @@ def trials(findings: Findings) -> Html:
         Column(title="Operators run"),
         Column(title="Cost", numeric=True),
     ]
-    words = (
-        f"{plural(len(findings.trials), 'trial')} in {_duration(seconds)}. Latency is relative to the best float runtime, "
-        "drop is the loss against your original model; both on the selection part. Operators are counted by the "
-        "runtime's own account of what it executes."
-    )
+    words = f"{plural(len(findings.trials), 'trial')} in {_duration(seconds)}. {NOTES}"
     rows = [_row(findings, trial, place) for trial, place in zip(findings.trials, outcomes)]
     marks = [MARKS.get(place, "") for place in outcomes]
-    made = table("All trials, by number", columns, rows, classes="trials", marks=marks)
+    made = table("All trials, by number", columns, rows, classes="cards trials", marks=marks)
     return section("trials", "What was tried", tag("p", words), made, unfinished)
 
 
@@ -78,7 +79,7 @@ def _place(findings: Findings, trial: Trial) -> str:
         return "best so far"
     if trial in findings.frontier:
         return "on the frontier"
-    return "measured" if trial.within(findings.goal) else "outside of the limits"
+    return "behind the frontier" if trial.within(findings.goal) else "outside of the limits"
 
 
 def _over(findings: Findings, trial: Trial) -> str:

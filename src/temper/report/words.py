@@ -1,9 +1,11 @@
 """Numbers, recipes and verdicts in the words and digits that a person reads."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from temper.core.knobs import Plug
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 
@@ -57,28 +59,57 @@ def interval(measurement: Measurement, digits: int) -> str:
     return f"{measurement.lower:.{digits}f} to {measurement.upper:.{digits}f}".replace("-", "−")
 
 
-def quality(amount: float, metric: str, limit: float) -> str:
-    """An amount of the metric: `0.24 points of accuracy`, or `0.0024 of mean cosine`."""
+def amount_of(number: float, metric: str, limit: float) -> str:
+    """An amount of the metric, as finely as the limit asks for and without its unit."""
+    if not math.isfinite(number):
+        return "unbounded"
     if metric in SHARES:
-        number = f"{amount * 100:.{max(0, digits_for(limit) - 2)}f}"
-        return f"{number} percentage points of {metric}"
-    return f"{amount:.{digits_for(limit)}f} of {metric}"
+        return f"{number * 100:.{max(0, digits_for(limit) - 2)}f}".replace("-", "−")
+    return f"{number:.{digits_for(limit)}f}".replace("-", "−")
+
+
+def bound_of(limit: float, metric: str) -> str:
+    """A limit in units of the metric, as someone would write it by hand: `1` percentage point, or `0.02`."""
+    return f"{limit * 100 if metric in SHARES else limit:g}"
+
+
+def unit_of(number: str, metric: str) -> str:
+    """What an amount of the metric is counted in: `percentage points of accuracy`, or `of mean cosine`."""
+    point = "percentage point" if number == "1" else "percentage points"
+    return f"{point} of {metric}" if metric in SHARES else f"of {metric}"
 
 
 def recipe_in_words(recipe: Mapping[str, Any] | Recipe) -> str:
-    """What a recipe does: `batch norm fusion, post training quantization (ranges mse), on onnxruntime`."""
+    """What a recipe does: `batch norm fusion, then post training quantization (ranges: mse), on onnxruntime`."""
     known = recipe if isinstance(recipe, Recipe) else Recipe.from_json(recipe)
-    steps = [_plug(str(technique), technique.name) for technique in known.techniques] or ["unchanged model"]
-    on = "on" if not known.techniques else "and run on"
-    runtime = _plug(str(known.runtime), known.runtime.name, spaced=False)
-    return f"{', '.join(steps)} on {runtime}" if on == "on" else f"{', '.join(steps)}, {on} {runtime}"
+    steps = [_plug(technique) for technique in known.techniques]
+    what = ", then ".join(steps) + "," if steps else "unchanged model"
+    return f"{what} on {_plug(known.runtime)}"
 
 
-def _plug(text: str, name: str, *, spaced: bool = True) -> str:
-    """A plug's `family.kind(knob=value)` as `kind family (knob value)`."""
-    knobs = text.removeprefix(name).strip("()").replace("=", " ").replace("_", " ")
-    title = " ".join(reversed(name.split("."))).replace("_", " ") if spaced else name.replace("_", " ")
+def runtime_in_words(recipe: Mapping[str, Any] | Recipe) -> str:
+    """What executes a recipe: `openvino (precision: f32)`."""
+    known = recipe if isinstance(recipe, Recipe) else Recipe.from_json(recipe)
+    return _plug(known.runtime)
+
+
+def _plug(plug: Plug) -> str:
+    """A plug's `family.kind(knob=value)` as `kind family (knob: value)`."""
+    knobs = str(plug).removeprefix(plug.name).strip("()").replace("=", ": ").replace("_", " ")
+    title = " ".join(reversed(plug.name.split("."))).replace("_", " ")
     return f"{title} ({knobs})" if knobs else title
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as a percentage that no line break tears apart."""
+    return f"{share * 100:.{digits}f}\u00a0%"
+
+
+def typeset(sentence: str) -> str:
+    """One of the project's own sentences with a capital, a full stop, true minus signs and unbroken percentages."""
+    text = re.sub(r"(\d) ?%", "\\1\u00a0%", sentence)
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
 
 
 def faster(ratio: Measurement) -> tuple[str, str]:
@@ -90,7 +121,7 @@ def faster(ratio: Measurement) -> tuple[str, str]:
 
 def is_noise(ratio: Measurement) -> bool:
     """Whether a latency ratio cannot be told from 1: its interval holds 1 or reaches into the noise floor."""
-    floor = ratio.details.get("noise_floor", 0.0)
+    floor: float = ratio.details.get("noise_floor", 0.0)
     return ratio.lower <= 1 + floor and ratio.upper >= 1 - floor
 
 
@@ -99,4 +130,4 @@ def smaller(mine: float, other: float) -> str:
     change = mine / other - 1
     if abs(change) < 0.005:
         return "the same size"
-    return f"{abs(change):.0%} {'smaller' if change < 0 else 'larger'}".replace("%", " %", 1)
+    return f"{percent(abs(change))} {'smaller' if change < 0 else 'larger'}"

@@ -56,5 +56,6 @@ class _Module:
         import torch
 
         with torch.inference_mode():
-            outputs = self._module(*map(torch.from_numpy, arrays))
+            # Copies: torch takes no negative strides, and an in-place operator must not reach the caller's arrays.
+            outputs = self._module(*(torch.from_numpy(array.copy()) for array in arrays))
         return tuple(output.numpy() for output in outputs)

@@ -192,4 +192,3 @@ def _graphs(example: Example, context: Context) -> Iterator[Graph]:
                 yield applied(other(), prepared.graph, context)
             except TrialError:
                 continue
-
