@@ -64,7 +64,10 @@ def main() -> None:
     added = np.median(np.subtract(imported, bare))
     rows.append(("`import temper` beyond a bare interpreter, without torch", f"{added:.3f} s"))
     rows.append(("`temper --help`, whole process", f"{np.median(helped):.3f} s"))
-    text = [header(__doc__.strip().split("\n")[0], "python benchmarks/overhead.py FOLDER..."), markdown(("what", "cost"), rows)]
+    text = [
+        header(__doc__.strip().split("\n")[0], "python benchmarks/overhead.py FOLDER..."),
+        markdown(("what", "cost"), rows),
+    ]
     options.out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print(options.out.read_text())
 

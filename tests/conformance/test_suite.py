@@ -34,7 +34,7 @@ class Scaled(Technique):
     def apply(self, graph: Graph, context: Context) -> Graph:
         with torch.no_grad():
             for parameter in graph.module.parameters():
-                parameter *= self.factor_of(context)
+                parameter.mul_(self.factor_of(context))
         return graph
 
     def factor_of(self, context: Context) -> float:

@@ -20,8 +20,9 @@ def command(
     from temper.core.goal import Conditions
     from temper.pipeline.bench import bench
 
+    conditions = Conditions(batch=batch, threads=threads)
     with progress() as tell:
-        result = bench(contestants, Conditions(batch=batch, threads=threads), rounds=rounds, tell=tell)
+        result = bench(contestants, conditions, rounds=rounds, tell=tell)
     if as_json:
         rows = [
             {"title": row.title, "latency_s": row.latency.to_json(), "ratio": row.ratio.to_json()}
@@ -42,4 +43,4 @@ def command(
         table.add_row(row.title, milliseconds(row.latency), *tail, interval(row.ratio, 3))
     screen = console()
     screen.print(table)
-    screen.print(f"\nbatch {batch}, {threads} threads; differences under {result.noise_floor:.1%} are noise")
+    screen.print(f"\n{conditions}; differences under {result.noise_floor:.1%} are noise")

@@ -13,7 +13,8 @@ from temper.core.trial import Trial
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS started (number INTEGER PRIMARY KEY, key TEXT NOT NULL, recipe TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS started (
+    number INTEGER PRIMARY KEY, key TEXT NOT NULL, recipe TEXT NOT NULL, at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS ended (number INTEGER PRIMARY KEY REFERENCES started, trial TEXT NOT NULL, at REAL NOT NULL);
 """
 TABLES = ("facts", "started", "ended")

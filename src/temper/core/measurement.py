@@ -26,9 +26,9 @@ class Measurement:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON knows no infinity: a bound that says nothing is null."""
+        """JSON knows no infinity: what is unavailable, and a bound that says nothing, are null."""
         return {
-            "value": self.value,
+            "value": self.value if math.isfinite(self.value) else None,
             "lower": self.lower if math.isfinite(self.lower) else None,
             "upper": self.upper if math.isfinite(self.upper) else None,
             "unit": self.unit,
@@ -40,6 +40,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        value = math.nan if fields["value"] is None else fields["value"]
         lower = -math.inf if fields["lower"] is None else fields["lower"]
         upper = math.inf if fields["upper"] is None else fields["upper"]
-        return cls(**{**fields, "lower": lower, "upper": upper})
+        return cls(**{**fields, "value": value, "lower": lower, "upper": upper})

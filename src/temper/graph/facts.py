@@ -29,7 +29,8 @@ def is_call(node: object, targets: tuple[object, ...]) -> bool:
 
 def weighted_layers(graph: Graph) -> list[Node]:
     """The convolutions and linear layers whose weight is a parameter, quantized or not, in graph order."""
-    return [node for node in graph.module.graph.nodes if is_call(node, (*CONVOLUTIONS, *LINEAR)) and _weight(graph, node)]
+    layers = (node for node in graph.module.graph.nodes if is_call(node, (*CONVOLUTIONS, *LINEAR)))
+    return [layer for layer in layers if _weight(graph, layer)]
 
 
 def float_layers(graph: Graph) -> list[Node]:

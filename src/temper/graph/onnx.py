@@ -49,10 +49,13 @@ def export_onnx(graph: Graph, file: Path) -> None:
 
 
 def _quantize(x: Any, scale: Any, zero_point: Any, axis: int | None) -> Any:
-    return op.QuantizeLinear(x, scale, zero_point) if axis is None else op.QuantizeLinear(x, scale, zero_point, axis=axis)
+    # The axis is only written where there is one: some runtimes refuse a scalar scale with an axis.
+    return op.QuantizeLinear(x, scale, zero_point, **_axis(axis))
 
 
 def _dequantize(x: Any, scale: Any, zero_point: Any, axis: int | None) -> Any:
-    return (
-        op.DequantizeLinear(x, scale, zero_point) if axis is None else op.DequantizeLinear(x, scale, zero_point, axis=axis)
-    )
+    return op.DequantizeLinear(x, scale, zero_point, **_axis(axis))
+
+
+def _axis(axis: int | None) -> dict[str, int]:
+    return {} if axis is None else {"axis": axis}

@@ -78,4 +78,3 @@ def _has_effect(node: Node) -> bool:
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     *path, leaf = name.split(".")
     return module.get_submodule(".".join(path)), leaf
-

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from temper.core.goal import Conditions
 from temper.core.measurement import Measurement
 from temper.hardware.cores import lease
+from temper.measure.loaded import LOAD_S, loaded
 from temper.measure.statistics import latency_ratio
 from temper.measure.worker import Worker
 
@@ -19,7 +20,6 @@ STEADY = 0.05
 """A contestant is warm when two blocks in a row differ by less than this share."""
 UNDISTURBED = 0.9
 """Least share of a block that the processor must have worked for us, with one thread."""
-LOAD_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +70,10 @@ def interleaved(
     often again as there are rounds.
     """
     with lease(conditions.threads) as cores, ExitStack() as stack:
-        workers = []
-        for folder in artifacts:
-            worker = Worker(
-                "temper.measure.runner", log=log, memory_bytes=memory_bytes, cores=cores, threads=conditions.threads
-            )
-            stack.enter_context(worker)
-            worker.call("load", time_s=LOAD_S, folder=str(folder), threads=conditions.threads)
-            worker.call("prepare", time_s=LOAD_S, inputs=[str(file) for file in inputs], batch=conditions.batch)
-            workers.append(worker)
+        workers = [
+            stack.enter_context(loaded(each, inputs, conditions, log=log, memory_bytes=memory_bytes, cores=cores))
+            for each in artifacts
+        ]
         return alternated(workers, rounds=rounds, block_s=block_s, one_thread=conditions.threads == 1)
 
 

@@ -7,8 +7,7 @@ import numpy as np
 
 from temper.core.goal import Conditions
 from temper.core.measurement import Measurement
-from temper.measure.latency import LOAD_S
-from temper.measure.worker import Worker
+from temper.measure.loaded import LOAD_S, loaded
 
 REPEATS = 3
 CALLS = 20
@@ -20,11 +19,7 @@ def peak_memory(
     """Resident bytes at the peak, Python and NumPy included: the median of three fresh processes, their extremes."""
     peaks = []
     for _ in range(REPEATS):
-        with Worker("temper.measure.runner", log=log, memory_bytes=memory_bytes, threads=conditions.threads) as worker:
-            worker.call("load", time_s=LOAD_S, folder=str(artifact), threads=conditions.threads)
-            worker.call("prepare", time_s=LOAD_S, inputs=[str(file) for file in inputs], batch=conditions.batch)
+        with loaded(artifact, inputs, conditions, log=log, memory_bytes=memory_bytes) as worker:
             worker.call("block", time_s=LOAD_S, calls=CALLS)
             peaks.append(worker.call("peak_memory", time_s=LOAD_S))
-    return Measurement(
-        value=float(np.median(peaks)), lower=min(peaks), upper=max(peaks), unit="B", samples=REPEATS
-    )
+    return Measurement(value=float(np.median(peaks)), lower=min(peaks), upper=max(peaks), unit="B", samples=REPEATS)

@@ -16,6 +16,7 @@ from temper.core import errors
 from temper.core.errors import HostError, TemperError, WorkerError
 
 POLL_S = 0.1
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 HOST_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -26,12 +27,14 @@ class Worker:
     time or when its resident memory passes `memory_bytes`. A worker that failed is closed and cannot be used again.
     """
 
-    def __init__(self, module: str, *, log: Path, memory_bytes: int, cores: tuple[int, ...] = (), threads: int = 0) -> None:
+    def __init__(
+        self, module: str, *, log: Path, memory_bytes: int, cores: tuple[int, ...] = (), threads: int = 0
+    ) -> None:
         self.memory_bytes = memory_bytes
         self.log = log
         environment = dict(os.environ)
         if threads:
-            environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+            environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
         with log.open("ab") as stream:
             # A session of its own: Ctrl-C is the parent's to handle.
             self._process = subprocess.Popen(

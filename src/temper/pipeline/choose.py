@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from temper.core.frontier import frontier, full_precision
 from temper.core.goal import Goal
 from temper.core.proof import Judgement, Row, Verdict
 from temper.core.recipe import Recipe
 from temper.core.trial import OBJECTIVES, Trial
-from temper.pipeline.frontier import frontier, full_precision
 from temper.pipeline.prove import (
     Tested,
     judge_gain,

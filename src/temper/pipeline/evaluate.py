@@ -6,10 +6,10 @@ from pathlib import Path
 
 from temper.core.artifact import Artifact
 from temper.core.errors import TrialError
+from temper.core.frontier import baseline
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 from temper.core.trial import Outcome, Trial
-from temper.pipeline.frontier import baseline
 from temper.pipeline.subject import Subject
 from temper.pipeline.workshop import Workshop
 
@@ -60,7 +60,7 @@ def evaluate(
         if _is_hopeless(measurements, recipe, history, workshop):
             return ended("dropped", "slower than the baseline by so much that its quality was not measured")
         if "memory_bytes" in workshop.goal.limits or workshop.goal.minimize == "memory":
-            measurements["memory_bytes"] = workshop.weigh(folder, subject.part)
+            measurements["memory_bytes"] = workshop.memory(folder, subject.part)
         outputs = workshop.predict(folder, subject.part, 0, len(subject.examples), time_s=left())
         quality = subject.compare(outputs, workshop.goal.max_drop)
         measurements |= {"score": quality.score, "drop": quality.drop}

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -20,6 +21,7 @@ from temper.core.artifact import Artifact
 from temper.core.context import Context
 from temper.core.errors import BudgetError, HostError, TaskError, UsageError
 from temper.core.facts import Fact
+from temper.core.frontier import baseline, frontier
 from temper.core.goal import Goal
 from temper.core.graph import Graph
 from temper.core.journal import Journal
@@ -34,13 +36,13 @@ from temper.hardware.detect import missing_runtimes
 from temper.pipeline.budget import Budget, budgeted
 from temper.pipeline.choose import Choice, choose
 from temper.pipeline.evaluate import evaluate
-from temper.pipeline.frontier import baseline, frontier
 from temper.pipeline.prepare import Prepared, prepare
 from temper.pipeline.prove import digest
 from temper.pipeline.run_folder import RunFolder, opened
 from temper.pipeline.subject import subject
 from temper.pipeline.task_loading import load_task
 from temper.pipeline.workshop import Workshop
+from temper.report.page import write_report
 
 Tell = Callable[[str], None]
 
@@ -175,8 +177,9 @@ def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choic
     for file, output in zip(folder.predictions(len(choice.tested.outputs)), choice.tested.outputs):
         np.save(file, output, allow_pickle=False)
     (folder.artifact / artifacts.PROOF).write_text(json.dumps(proof.to_json(), indent=2), encoding="utf-8")
-    journal.note("proof", proof.to_json())
     artifacts.seal(folder.artifact)
+    journal.note("proof", proof.to_json())
+    write_report(journal, folder.report)
 
 
 def _finished(folder: RunFolder, journal: Journal, goal: Goal) -> Result:
@@ -195,8 +198,8 @@ def _remember(journal: Journal, prepared: Prepared, goal: Goal, seed: int, comma
         changed = [name for name in known if known[name] != prepared.fingerprint.get(name)]
         if changed:
             raise UsageError(
-                f"this folder holds the run of another task: {', '.join(changed)} differ. Resume it with the task, goal "
-                "and seed that it was started with, or start a new run in another folder"
+                f"this folder holds the run of another task: {', '.join(changed)} differ. Resume it with the task, "
+                "goal and seed that it was started with, or start a new run in another folder"
             )
         return
     journal.note("fingerprint", prepared.fingerprint)
@@ -226,7 +229,7 @@ def _check_measured(trials: Sequence[Trial], budget: Budget) -> None:
         return
     if budget.left_s() <= 0 or not trials:
         raise BudgetError(
-            "the budget ended before a first trial was measured. Give more time, such as --budget 10m; "
+            "the search ended before a first trial was measured: give it more time, such as --budget 10m; "
             "what was done is kept, so --resume goes on from here"
         )
     reasons = "; ".join(f"{trial.recipe}: {trial.reason}" for trial in trials if trial.reason)
@@ -241,7 +244,8 @@ def _outcome(trial: Trial, trials: Sequence[Trial], goal: Goal) -> str:
     ratio = trial.measurements["latency_ratio"].value / best.measurements["latency_ratio"].value
     size = trial.measurements["size_bytes"].value / 1e6
     kept = "" if trial.within(goal) else ", outside of the limits"
-    return f"{ratio:.2f} of the latency of the best float runtime so far, drop {trial.drop.value:+.4f}, {size:.2f} MB{kept}"
+    drop = f"drop {trial.drop.value:+.4f}"
+    return f"{ratio:.2f} of the latency of the best float runtime so far, {drop}, {size:.2f} MB{kept}"
 
 
 @contextmanager
@@ -289,13 +293,16 @@ def _host_errors() -> Iterator[None]:
 def _command(
     reference: str | None, goal: Goal, folder: RunFolder, budget: str | float, trials: int | None, seed: int
 ) -> str:
-    """The command that repeats the run."""
-    conditions = goal.conditions
-    length = f"--trials {trials}" if trials is not None else f"--budget {budget}"
-    return (
-        f"temper optimize {reference or 'TASK'} --out {folder.root} --minimize {goal.minimize} "
-        f"--max-drop {goal.max_drop:g} {length} --threads {conditions.threads} --batch {conditions.batch} --seed {seed}"
-    )
+    """The command that repeats the run; further limits can only be given in Python, and are named there."""
+    words = ["temper", "optimize", reference or "TASK", "--out", str(folder.root), "--minimize", goal.minimize]
+    words += [
+        "--max-drop",
+        f"{goal.max_drop:g}",
+        *(("--budget", str(budget)) if trials is None else ("--trials", str(trials))),
+    ]
+    words += ["--threads", str(goal.conditions.threads), "--batch", str(goal.conditions.batch), "--seed", str(seed)]
+    limits = f"  # with limits={dict(goal.limits)}, from Python" if goal.limits else ""
+    return shlex.join(words) + limits
 
 
 def _tell_on_stderr(line: str) -> None:

@@ -103,7 +103,8 @@ def measure_rows(
             "drop": tested.quality.drop,
             **timed(by_role[role], by_role["baseline"], noise_floor),
             "size_bytes": counted_bytes(paths[role]),
-            "memory_bytes": workshop.weigh(paths[role], subject.part),
+            "memory_bytes": workshop.memory(paths[role], subject.part),
+            "energy_j": workshop.energy(paths[role], subject.part),
         }
         title = str(tested.recipe)
         rows[role] = Row(role=role, recipe=tested.recipe.to_json(), title=title, measurements=measurements)

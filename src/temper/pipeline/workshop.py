@@ -13,6 +13,7 @@ from temper.core.recipe import Recipe
 from temper.core.schema import Array
 from temper.core.target import Target
 from temper.hardware.cores import working_threads
+from temper.measure.energy import energy
 from temper.measure.latency import Timing, interleaved
 from temper.measure.memory import peak_memory
 from temper.measure.worker import Worker
@@ -91,15 +92,15 @@ class Workshop:
             memory_bytes=self.memory_bytes,
         )
 
-    def weigh(self, artifact: Path, part: str) -> Measurement:
+    def memory(self, artifact: Path, part: str) -> Measurement:
         """Peak memory of fresh processes that run the artifact."""
-        return peak_memory(
-            artifact,
-            self.folder.stored(part, "input"),
-            self.goal.conditions,
-            log=self.folder.log,
-            memory_bytes=self.memory_bytes,
-        )
+        inputs, conditions = self.folder.stored(part, "input"), self.goal.conditions
+        return peak_memory(artifact, inputs, conditions, log=self.folder.log, memory_bytes=self.memory_bytes)
+
+    def energy(self, artifact: Path, part: str) -> Measurement:
+        """Energy a call of the artifact, or `unavailable`."""
+        inputs, conditions = self.folder.stored(part, "input"), self.goal.conditions
+        return energy(artifact, inputs, conditions, log=self.folder.log, memory_bytes=self.memory_bytes)
 
     def close(self) -> None:
         self._close_builder()

@@ -73,7 +73,7 @@ def environment(findings: Findings) -> Html:
         definitions(
             (
                 ("Processor", target.processor),
-                ("Cores used", f"{target.cores}"),
+                ("Cores available", f"{target.cores}"),
                 ("Instruction sets", ", ".join(target.features) or "none of those that matter here"),
                 ("Memory", gigabytes(target.memory_bytes)),
                 ("System", target.system),
@@ -97,7 +97,7 @@ def reproduce(findings: Findings) -> Html:
         loading = (tag("p", "The lines that load the artifact will stand here once there is one."),)
     again: tuple[Html, ...] = (tag("p", UNKNOWN),)
     if command is not None:
-        again = (tag("h3", "Run it again"), _block(str(command), "command"))
+        again = (tag("h3", "Run it again"), _block(_tokens(str(command)), "command"))
     return section("reproduce", "Reproduce", *again, *loading)
 
 
@@ -117,6 +117,11 @@ def _missing(missing: Mapping[str, Any]) -> Html:
 def _block(text: str, what: str) -> Html:
     button = tag("button", "Copy", type="button", class_="copy", aria_label=f"Copy the {what}")
     return tag("div", tag("pre", tag("code", text), tabindex="0"), button, class_="block")
+
+
+def _tokens(command: str) -> Html:
+    """The command in pieces that a line break keeps whole."""
+    return joined((tag("span", token, class_="token") for token in command.split(" ")), " ")
 
 
 def _batch(findings: Findings, schema: Schema) -> int:

@@ -1,5 +1,7 @@
 """The measurements of the proof side by side, and the verdict on every limit."""
 
+import math
+
 from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.proof import Judgement, Proof, Row
@@ -30,7 +32,7 @@ def comparison(findings: Findings) -> Html:
     proof = findings.proof
     if proof is None:
         words = (
-            "The proof was not opened in this run, so its measurements are missing. What the search saw on the "
+            "This run has no proof, so its measurements are missing. What the search saw on the "
             "selection part stands below; it shows a direction and proves nothing."
         )
         return section("measured", "What was measured", tag("p", words))
@@ -65,7 +67,7 @@ def _row(row: Row, proof: Proof, *, ships: bool) -> list[str]:
     measured, digits = row.measurements, digits_for(proof.goal.max_drop)
     title = f"{ROLES[row.role]}, which ships" if ships else ROLES.get(row.role, row.role)
     drop, ratio, latency, memory = (measured[name] for name in ("drop", "latency_ratio", "latency_s", "memory_bytes"))
-    bound = f"at most {signed(drop.upper, digits)}"
+    bound = f"at most {signed(drop.upper, digits)}" if math.isfinite(drop.upper) else "no bound"
     spread = f"{significant(latency.lower * 1e3)} to {significant(latency.upper * 1e3)}"
     is_unit = row.role == "baseline"
     return [

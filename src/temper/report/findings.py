@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from temper.core.frontier import baseline, frontier
 from temper.core.goal import Goal
 from temper.core.journal import Journal
 from temper.core.measurement import Measurement
 from temper.core.proof import Proof, Row
 from temper.core.recipe import Recipe
 from temper.core.trial import Trial
-from temper.pipeline.frontier import baseline, frontier
 from temper.report.words import recipe_in_words
 
 

@@ -22,7 +22,7 @@ def frontier(findings: Findings) -> Html:
         return section("frontier", "Between safe and bold", tag("p", words))
     intro = (
         "Each mark is one exported model, measured on the selection part, which the search may look at. The line joins "
-        "the trials that no other beats in both directions; only these were frozen as candidates for the proof. Bars "
+        "the trials that no other beats in both directions; only these are candidates for the proof. Bars "
         "are 95\u00a0% intervals."
     )
     best = "ships" if findings.proof is not None else "best so far"

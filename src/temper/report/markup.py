@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from temper.report.words import MISSING
+
 VOID = ("br", "meta", "col")
 
 
@@ -94,7 +96,7 @@ def table(
         first, *rest = row
         cells = [tag("th", first, scope="row", role="rowheader", class_=kinds[0])]
         cells += [
-            tag("td", tag("div", cell), role="cell", class_=kind, data_label=column.title)
+            tag("td", tag("div", cell), role="cell", class_=_kind(cell, kind), data_label=column.title)
             for cell, column, kind in zip(rest, columns[1:], kinds[1:])
         ]
         body.append(tag("tr", *cells, role="row", class_=marks[index] if marks else None))
@@ -105,6 +107,11 @@ def table(
     )
     inner = tag("table", *content, role="table", class_=classes)
     return tag("div", inner, class_="scroll", role="region", aria_label=caption, tabindex="0")
+
+
+def _kind(cell: str, kind: str) -> str:
+    """The class of a cell; one that holds nothing to read is left out of a card."""
+    return f"{kind} empty" if cell in ("", MISSING) else kind
 
 
 def definitions(pairs: Iterable[tuple[str, str | None]]) -> Html:

@@ -17,7 +17,11 @@ def opening(findings: Findings) -> Html:
     """The steps of the proof, one after the other."""
     proof = findings.proof
     if proof is None:
-        return section("proof", "How the proof was opened", tag("p", "It was not: the proof part is still unseen."))
+        return section(
+            "proof",
+            "How the proof was opened",
+            tag("p", "The journal holds no proof: the run stopped before one was complete."),
+        )
     steps = [_step(findings, step["title"], step["verdict"], step["reason"]) for step in proof.steps]
     return section(
         "proof",

@@ -1,5 +1,7 @@
 """Everything that was tried, with what it cost and why it went no further."""
 
+import math
+
 from temper.core.measurement import Measurement
 from temper.core.trial import Trial
 from temper.report.findings import Findings
@@ -12,7 +14,14 @@ NOTES = (
     "were timed against. Drop is the loss against your original model on the selection part. Operators are counted by "
     "the runtime's own account of what it executes."
 )
-MARKS = {"ships": "best", "best so far": "best", "failed": "lost", "dropped": "lost", "interrupted": "lost"}
+MARKS = {
+    "ships": "best",
+    "baseline, ships": "best",
+    "best so far": "best",
+    "failed": "lost",
+    "dropped": "lost",
+    "interrupted": "lost",
+}
 
 
 def trials(findings: Findings) -> Html:
@@ -53,14 +62,18 @@ def _row(findings: Findings, trial: Trial, place: str) -> list[str]:
     return [
         str(trial.number),
         recipe if not reason else joined((recipe, folded(reason))),
-        tag("span", place, class_=f"place place-{place.split()[0]}"),
+        tag("span", place, class_=f"place place-{place.split()[-1]}"),
         MISSING if ratio is None else value(f"{ratio.value:.3f}", interval(ratio, 3)),
-        MISSING if drop is None else value(signed(drop.value, digits), f"at most {signed(drop.upper, digits)}"),
+        MISSING if drop is None else value(signed(drop.value, digits), _bound(drop, digits)),
         _bytes(size),
         *([_bytes(memory)] if _has_memory(findings) else []),
         _executed(trial),
         _duration(trial.cost_s),
     ]
+
+
+def _bound(drop: Measurement, digits: int) -> str:
+    return f"at most {signed(drop.upper, digits)}" if math.isfinite(drop.upper) else "no bound"
 
 
 def _bytes(amount: Measurement | None) -> str:
@@ -72,7 +85,7 @@ def _place(findings: Findings, trial: Trial) -> str:
     if not trial.measured:
         return trial.outcome
     if trial is findings.best and findings.proof is not None:
-        return "ships"
+        return "baseline, ships" if trial is findings.baseline else "ships"
     if trial is findings.baseline:
         return "baseline"
     if trial is findings.best:
@@ -93,7 +106,7 @@ def _over(findings: Findings, trial: Trial) -> str:
 
 def _executed(trial: Trial) -> str:
     counts = sorted(trial.executed.items(), key=lambda each: -each[1])
-    return ", ".join(f"{count} {precision}" for precision, count in counts) or MISSING
+    return ", ".join(f"{count}\u00a0{precision}" for precision, count in counts) or MISSING
 
 
 def _duration(seconds: float) -> str:
@@ -101,7 +114,9 @@ def _duration(seconds: float) -> str:
         return f"{significant(seconds, 2)} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s"
 
 
 def _unfinished(findings: Findings) -> Html | None:

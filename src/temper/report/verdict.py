@@ -153,9 +153,11 @@ def _unproven(findings: Findings) -> Html:
     tried = plural(len(findings.trials), "trial")
     start, best = findings.baseline, findings.best
     if start is None or best is None:
-        words = f"This run stopped before its proof: {tried} ended and none was measured, so nothing can be claimed."
+        words = (
+            f"This run stopped before it had a proof: {tried} ended and none was measured, so nothing can be claimed."
+        )
         return joined((words,))
-    opening = f"This run stopped before its proof, so nothing is proven: it made {tried} and "
+    opening = f"This run stopped before it had a proof, so nothing is proven: it made {tried} and "
     if best is start:
         return joined((opening, f"found nothing better than your own model on {runtime_in_words(best.recipe)}."))
     return joined(
