@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "tasks"))
 
 import numpy as np
-from table import header, markdown
 
+from table import header, markdown
 from temper import load
 from temper.core.artifact import Artifact, example_inputs
 from temper.measure.statistics import latency_ratio

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent / "tasks"))
 import numpy as np
 import resnet20_cifar10
 import torch
+
 from contest import contest
 from table import header, markdown
-
 from temper import Goal, Result, optimize
 from temper.core.schema import Array
 from temper.measure.statistics import latency_ratio, mean_interval, paired_drop
@@ -89,7 +89,7 @@ def _nncf(float_file: str, calibration: Array, place: Path) -> str:
 
 
 def _ort_static(float_file: str, calibration: Array, place: Path) -> str:
-    """ONNX Runtime's documented way for x86 with VNNI: pre-processing, QDQ, unsigned activations, weights per channel."""
+    """ONNX Runtime's documented way for x86 with VNNI: pre-processed, QDQ, unsigned activations, scales per channel."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -271,8 +271,8 @@ def report(proofs: int, seed: int, command: str) -> str:
 INTRODUCTION = """A proof says ACCEPT when the one-sided 95 % bound of the drop lies under the limit. Here the truth
 is known, because the scores are simulated: the tables show the share of proofs that say ACCEPT, each with its 95 %
 Wilson interval."""
-SIZE = """Every ACCEPT is an error here; at most 5 % are allowed. Twenty times as many proofs a cell as elsewhere. (Where disagreement and limit are equal, every
-disagreement is a loss.)"""
+SIZE = """Every ACCEPT is an error here; at most 5 % are allowed. Here are twenty times as many proofs a cell as
+elsewhere. (Where disagreement and limit are equal, every disagreement is a loss.)"""
 EXACT = """The size of each cell, summed over every outcome instead of simulated. What lies over 5 % in the table above
 does so by the luck of the draw; none of these does."""
 PLANTED = """Every ACCEPT is an error here too, and the further the drop lies above the limit, the rarer it must

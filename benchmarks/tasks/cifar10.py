@@ -1,6 +1,7 @@
 """CIFAR-10 as JPEG files, and the residual networks trained on it, from the folder that `TEMPER_DATA` names."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def _decode(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     with np.load(DATA / "cifar10_jpeg.npz") as archive:
         stream, offsets = archive[f"{part}_jpeg"].tobytes(), archive[f"{part}_offsets"]
         labels = archive[f"{part}_labels"].astype(np.int64)
-    files = (stream[start:end] for start, end in zip(offsets[:-1], offsets[1:]))
+    files = (stream[start:end] for start, end in pairwise(offsets))
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
 

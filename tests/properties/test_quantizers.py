@@ -3,11 +3,11 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models import graph_of
 from torch import Tensor, nn
 
 from temper.graph.quantizers import FAKE_QUANTIZE, packed
 from temper.graph.surgery import add_tensor
+from tests.models import graph_of
 
 BITS = st.integers(2, 8)
 SEEDS = st.integers(0, 2**32 - 1)

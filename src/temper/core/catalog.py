@@ -31,6 +31,8 @@ def get(kind: type[P], name: str) -> type[P]:
     Raises: UsageError if there is none of that name; PlugError if its file breaks the contract.
     """
     entry = _entries(kind.folder).get(name)
+    if entry is not None and name in _files(kind.folder):
+        raise PlugError(f"entry point {entry.value} is called {name!r}, as a plug of temper's own is: rename it")
     if entry is not None:
         module, owner = entry.module, f"entry point {entry.value}"
     elif name in _files(kind.folder):

@@ -60,18 +60,66 @@ QUANTIZE = torch.ops.temper.quantize.default
 DEQUANTIZE = torch.ops.temper.dequantize.default
 
 
+MOVEMENTS = (
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.pad.default,
+    torch.ops.aten.constant_pad_nd.default,
+    torch.ops.aten.flatten.using_ints,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.max_pool2d.default,
+)
+"""Operators whose outputs are some of their inputs' values, or zero: input and output share a quantizer's range."""
+PADS = (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
+
+
 def is_quantizer(node: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is FAKE_QUANTIZE
 
 
 def packed(graph: Graph) -> Graph:
-    """A copy in which integers are real: weights are stored as integers, activations pass through them."""
+    """A copy in which integers are real: weights are stored as integers, activations pass through them.
+
+    Between two quantizers of one grid, data movements move the integers themselves.
+    """
     copy = graph.copy()
     module = copy.module
     for node in [each for each in module.graph.nodes if is_quantizer(each)]:
         _pack(module, node)
+    for node in [each for each in module.graph.nodes if each.target is QUANTIZE]:
+        _move_integers(module, node)
     clean(module)
     return copy
+
+
+def _move_integers(module: GraphModule, quantized: Node) -> None:
+    """Turn quantize(movement(dequantize(integers))) into movement(integers) where both grids are the same."""
+    movement = quantized.args[0]
+    if not isinstance(movement, Node) or movement.op != "call_function" or movement.target not in MOVEMENTS:
+        return
+    source = movement.args[0]
+    if not isinstance(source, Node) or source.target is not DEQUANTIZE or not _same_grid(module, source, quantized):
+        return
+    arguments = (source.args[0], *movement.args[1:])
+    if movement.target in PADS:
+        if any(value not in (None, 0, 0.0, "constant") for value in movement.args[2:]):
+            return
+        zero = tensor_of(module, quantized.args[2])
+        assert zero is not None
+        mode = ("constant",) if movement.target is torch.ops.aten.pad.default else ()
+        arguments = (*arguments[:2], *mode, int(zero))
+    with module.graph.inserting_before(quantized):
+        moved = module.graph.call_function(movement.target, arguments, movement.kwargs)
+    quantized.replace_all_uses_with(moved)
+    module.graph.erase_node(quantized)
+
+
+def _same_grid(module: GraphModule, one: Node, other: Node) -> bool:
+    """Whether two nodes have equal scales and zero points, for the whole tensor."""
+    pairs = [(tensor_of(module, a), tensor_of(module, b)) for a, b in zip(one.args[1:3], other.args[1:3])]
+    return one.args[3] is None and all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
 
 
 def _pack(module: GraphModule, node: Node) -> None:

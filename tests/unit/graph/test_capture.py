@@ -2,12 +2,12 @@ import inspect
 
 import pytest
 import torch
-from tests import models
-from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows
 from torch import Tensor, nn
 
 from temper.core.errors import CaptureError
 from temper.graph.capture import check_weights, flat_outputs
+from tests import models
+from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows
 
 
 def line_that_the_error_must_name(model: type[nn.Module]) -> str:

@@ -1,7 +1,5 @@
 import pytest
 import torch
-from tests import models
-from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, example_of, graph_of, images, rows
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +9,8 @@ from temper.core.graph import Graph
 from temper.graph.cost import NodeCost, cost, shapes
 from temper.graph.quantizers import FAKE_QUANTIZE
 from temper.graph.surgery import add_tensor
+from tests import models
+from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, example_of, graph_of, images, rows
 
 FLOAT = 4
 PRODUCTS = ("conv", "linear", "mm", "matmul", "einsum", "scaled_dot_product")

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from tests import models
-from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from temper.core.graph import Graph
 from temper.graph.mode import set_training
+from tests import models
+from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows, tokens
 
 RANDOM = [
     pytest.param(models.randomized(models.Perceptron()), rows(), id="dropout"),

@@ -1,13 +1,13 @@
 import pytest
 import torch
-from tests import models
-from tests.models import example_of, graph_of, images
 from torch import Tensor, nn
 from torch.fx import Node
 
 from temper.core.graph import Graph
 from temper.graph.quantizers import DEQUANTIZE, FAKE_QUANTIZE, QUANTIZE, integer_type, is_quantizer, packed
 from temper.graph.surgery import add_tensor
+from tests import models
+from tests.models import example_of, graph_of, images
 
 
 def quantize_input(

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests import models
-from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, example_of, graph_of, images, rows, tokens
 from torch import Tensor, nn
 
 from temper.core.errors import ArtifactError, TrialError
@@ -16,6 +14,8 @@ from temper.graph.mode import set_training
 from temper.graph.quantizers import FAKE_QUANTIZE, packed
 from temper.graph.storage import FUNCTIONS, GRAPH_FILE, WEIGHTS_FILE, load, save
 from temper.graph.surgery import add_tensor, set_tensor
+from tests import models
+from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, example_of, graph_of, images, rows, tokens
 
 
 def stored(graph: Graph, folder: Path) -> Graph:

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tests import models
-from tests.models import example_of, graph_of, rows
 from torch import nn
 
 from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of, users_of_tensor
+from tests import models
+from tests.models import example_of, graph_of, rows
 
 
 def test_tensor_of_reads_parameters_and_nothing_else() -> None:

@@ -7,24 +7,13 @@ from torch.fx import Node
 
 from temper.core.graph import Graph
 from temper.graph.facts import CONVOLUTIONS, LINEAR, MATRIX_PRODUCTS, is_call
+from temper.graph.quantizers import MOVEMENTS
 
 aten = torch.ops.aten
 
 PRODUCTS = (*CONVOLUTIONS, *LINEAR, *MATRIX_PRODUCTS)
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default)
 SUMS = (aten.add.Tensor, aten.add_.Tensor)
-MOVEMENTS = (
-    aten.slice.Tensor,
-    aten.pad.default,
-    aten.constant_pad_nd.default,
-    aten.flatten.using_ints,
-    aten.view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.max_pool2d.default,
-)
-"""Operators whose outputs are some of their inputs' values, or zero: input and output share a quantizer's range."""
 ACTIVATIONS = (
     aten.relu.default,
     aten.relu_.default,

@@ -3,8 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests import models
-from tests.models import graph_of, images, randomized, rows
 from torch import Tensor, nn
 
 from temper.core.errors import NoEffect, TrialError
@@ -12,6 +10,8 @@ from temper.core.graph import Graph
 from temper.core.technique import applied
 from temper.graph.mode import set_training
 from temper.techniques.fusion.batch_norm import BatchNormFusion
+from tests import models
+from tests.models import graph_of, images, randomized, rows
 
 CONTEXT: Any = SimpleNamespace()
 

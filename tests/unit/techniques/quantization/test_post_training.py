@@ -3,7 +3,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from tests.models import Residual, Transformer, graph_of, images, randomized, tokens
 from torch import Tensor, nn
 
 from temper.core.context import Context
@@ -12,8 +11,9 @@ from temper.core.graph import Graph
 from temper.core.runtime import Runtime
 from temper.core.schema import Array
 from temper.core.technique import applied
+from temper.graph.cost import record_values
 from temper.graph.facts import CONVOLUTIONS, LINEAR, float_layers, is_call, weighted_layers
-from temper.graph.quantizers import is_quantizer
+from temper.graph.quantizers import MOVEMENTS, is_quantizer, packed
 from temper.graph.surgery import tensor_of
 from temper.hardware.detect import this_host
 from temper.runtimes.onnxruntime import OnnxRuntime
@@ -21,6 +21,7 @@ from temper.runtimes.openvino import OpenVino
 from temper.runtimes.torch_eager import TorchEager
 from temper.techniques.fusion.batch_norm import BatchNormFusion
 from temper.techniques.quantization.post_training import PostTrainingQuantization, most_sensitive
+from tests.models import Residual, Transformer, graph_of, images, randomized, tokens
 
 
 def context(runtime: Runtime, calibration: Array | None) -> Context:
@@ -161,6 +162,34 @@ def test_what_it_needs_is_checked(residual: Case) -> None:
         applied(PostTrainingQuantization(), unfused, context(OnnxRuntime(), residual.calibration))
     with pytest.raises(NoEffect, match="only 5 layers"):
         residual.quantized(OnnxRuntime(), float_layers=8)
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut that subsamples and pads channels, as in the residual networks for CIFAR-10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return torch.relu(self.second(x) + shortcut).mean((2, 3))
+
+
+def test_movements_between_quantizers_move_integers() -> None:
+    case = Case(graph_of(PaddedShortcut(), images()), images(32).numpy())
+    for runtime in (OnnxRuntime(), OpenVino()):
+        quantized = case.quantized(runtime)
+        integers = packed(quantized)
+        record_values(integers)
+        moved = [node for node in integers.module.graph.nodes if node.target in MOVEMENTS]
+        assert len(moved) >= 2
+        assert {node.meta["val"].dtype for node in moved} == {torch.uint8}
+        x = images(5)
+        with torch.no_grad():
+            assert torch.equal(quantized(x)[0], integers(x)[0])
 
 
 def test_integers_are_small_on_disk(residual: Case, tmp_path) -> None:
