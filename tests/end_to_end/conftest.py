@@ -1,10 +1,12 @@
 """Tiny tasks, runs that are shared, and ways to hide packages: what the end-to-end tests stand on."""
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,6 @@ from temper.pipeline.optimize import Result, optimize
 
 GOAL = Goal(minimize="size", max_drop=0.05)
 """Size is counted, not sampled: what ships for it does not depend on how busy the machine is."""
-FLOATS = 4
-"""The proposals that only choose a runtime; the next ones quantize."""
 
 TASK = '''
 """Four clusters in 16 dimensions, and a small network that tells them apart."""
@@ -183,13 +183,6 @@ def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
-def run(task_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A finished run that shipped a quantized artifact."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    return optimize(f"{task_file}:task", GOAL, out=out, trials=FLOATS + 1, tell=lambda line: None)
-
-
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Runs the command inside of this process, which spares importing torch again."""
@@ -223,14 +216,33 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def third_party(distribution: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@contextmanager
+def installed(distribution: Path) -> Iterator[pytest.MonkeyPatch]:
     """The distribution as if it were installed, here and in the processes that are started meanwhile."""
-    monkeypatch.syspath_prepend(distribution)
-    monkeypatch.setenv("PYTHONPATH", str(distribution))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(distribution)
+        patch.setenv("PYTHONPATH", str(distribution))
+        catalog._entries.cache_clear()
+        yield patch
     catalog._entries.cache_clear()
-    yield distribution
-    catalog._entries.cache_clear()
+
+
+@pytest.fixture
+def third_party(distribution: Path) -> Iterator[Path]:
+    with installed(distribution):
+        yield distribution
+
+
+@pytest.fixture(scope="session")
+def run(task_file: Path, tmp_path_factory: pytest.TempPathFactory, distribution: Path) -> Result:
+    """A finished run that shipped a quantized artifact."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    recipes = [recipe(), recipe("quantization.post_training")]
+    with installed(distribution) as patch:
+        patch.setenv("TEMPER_TEST_RECIPES", json.dumps(recipes))
+        return optimize(
+            f"{task_file}:task", GOAL, out=out, trials=len(recipes), search="scripted", tell=lambda line: None
+        )
 
 
 def recipe(*techniques: str, runtime: str = "onnxruntime") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.end_to_end.conftest import GOAL, TASK, Done, hiding, python, recipe, 
 
 Cli = Callable[..., Done]
 
-BAD = '''
+BAD = """
 POINTS, LABELS = clusters(400)
 
 
@@ -101,7 +101,7 @@ def fails():
 
 
 fine = made()
-'''
+"""
 
 MISTAKES = {
     "branching": r"bad\.py:{line}.*torch\.where",
@@ -184,7 +184,7 @@ def test_an_output_folder_that_is_not_empty(bad_file: Path, tmp_path: Path, cli:
 
 def test_a_budget_too_small_for_one_trial(bad_file: Path, tmp_path: Path, cli: Cli) -> None:
     said = refused(cli("optimize", f"{bad_file}:fine", "--out", tmp_path / "run", "--budget", "1s"))
-    assert "the budget ended before a first trial was measured" in said
+    assert "ended before a first trial was measured" in said
     assert "--budget 10m" in said
     assert "--resume" in said
 

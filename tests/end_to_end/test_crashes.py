@@ -30,7 +30,12 @@ QUANTIZED = [
     for ranges in ("minmax", "percentile", "mse")
 ]
 RECIPES = [*FLOAT, *QUANTIZED]
-MOMENTS = {"start": ("started", 1.5), "trial": (": onnxruntime", 4.0), "ended": ("drop +", 2.0), "proof": ("proof:", 3.0)}
+MOMENTS = {
+    "start": ("started", 1.5),
+    "trial": (": onnxruntime", 4.0),
+    "ended": ("drop +", 2.0),
+    "proof": ("proof:", 3.0),
+}
 """After which line of progress to kill, and within how many seconds. What never comes gives way to the proof."""
 
 

@@ -98,7 +98,9 @@ def test_dicts_in_and_several_outputs(quick: None, tmp_path: Path, model: type[P
     with torch.no_grad():
         expected = module(torch.from_numpy(points()[:5]), torch.from_numpy(kinds[:5]))
     assert type(outputs) is type(expected)
-    pairs = zip(outputs, expected) if isinstance(outputs, tuple) else ((outputs[key], expected[key]) for key in expected)
+    pairs = (
+        zip(outputs, expected) if isinstance(outputs, tuple) else ((outputs[key], expected[key]) for key in expected)
+    )
     for output, wanted in pairs:
         np.testing.assert_allclose(output, wanted.numpy(), atol=1e-5)
 

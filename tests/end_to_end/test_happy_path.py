@@ -10,7 +10,7 @@ from temper import Artifact, load
 from temper.core.journal import Journal
 from temper.core.proof import Proof, Verdict
 from temper.pipeline.optimize import Result
-from tests.end_to_end.conftest import FLOATS, hiding, python, script, temper
+from tests.end_to_end.conftest import hiding, python, script, temper
 
 PROOF = 600
 
@@ -19,7 +19,7 @@ def test_what_comes_back(run: Result, task_file: Path) -> None:
     assert run.proof.verdict is Verdict.ACCEPT
     assert run.proof.examples == PROOF
     assert run.proof.task == "clusters"
-    assert [row.role for row in run.proof.rows][-2:] == ["baseline", "chosen"]
+    assert [row.role for row in run.proof.rows] == ["baseline", "chosen"]
     chosen, baseline = run.proof.row("chosen"), run.proof.row("baseline")
     assert "quantization" in chosen.title
     assert "quantization" not in baseline.title
@@ -33,7 +33,7 @@ def test_what_comes_back(run: Result, task_file: Path) -> None:
 
 def test_the_journal_holds_what_the_report_needs(run: Result, task_file: Path) -> None:
     journal = Journal(run.folder / "journal.sqlite")
-    assert [trial.outcome for trial in journal.trials()] == ["measured"] * (FLOATS + 1)
+    assert [trial.outcome for trial in journal.trials()] == ["measured"] * 2
     assert f"temper optimize {task_file}:task" in journal.fact("command")
     assert Proof.from_json(journal.fact("proof")) == run.proof
     assert journal.fact("proof") == json.loads((run.artifact.folder / "proof.json").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def test_bench_against_the_baseline(run: Result, cli) -> None:
 
 def test_a_finished_run_is_not_run_again(run: Result, task_file: Path, cli) -> None:
     before = (run.folder / "artifact" / "manifest.json").read_bytes()
-    words = ("--out", run.folder, "--minimize", "size", "--max-drop", 0.05, "--trials", FLOATS + 1)
+    words = ("--out", run.folder, "--minimize", "size", "--max-drop", 0.05, "--trials", 2)
     done = cli("optimize", f"{task_file}:task", *words, "--resume")
     assert done.code == 0, done
     assert "nothing to resume" in done.err

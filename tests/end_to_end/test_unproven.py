@@ -15,13 +15,21 @@ FEW = Goal(minimize="size", max_drop=0.01)
 
 
 @pytest.fixture
-def run_few(third_party: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def run_few(
+    third_party: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
     recipes = [recipe(), recipe("quantization.post_training")]
     monkeypatch.setenv("TEMPER_TEST_RECIPES", json.dumps(recipes))
 
     def run(**options: object) -> Result:
         return optimize(
-            f"{task_file}:few", FEW, out=tmp_path / "run", trials=2, search="scripted", tell=lambda line: None, **options
+            f"{task_file}:few",
+            FEW,
+            out=tmp_path / "run",
+            trials=2,
+            search="scripted",
+            tell=lambda line: None,
+            **options,
         )
 
     return run

@@ -28,6 +28,6 @@ def show_outcome(folder: Path, artifact: Artifact, proof: Proof) -> None:
     screen.print(f"artifact  {artifact.folder}", soft_wrap=True)
     if (folder / "report.html").exists():
         screen.print(f"report    {folder / 'report.html'}", soft_wrap=True)
-    screen.print(f"\nThese lines load and run it, without temper ({artifact.folder / SCRIPT}):\n", soft_wrap=True)
+    screen.print(f"\nThese lines load and run it ({artifact.folder / SCRIPT}):\n", soft_wrap=True)
     for line in (artifact.folder / SCRIPT).read_text(encoding="utf-8").strip().splitlines():
         screen.print(f"    {line}", markup=False, soft_wrap=True)

@@ -55,7 +55,7 @@ class Artifact:
                 environment=manifest["environment"],
                 files=manifest["files"],
             )
-        except (KeyError, TypeError, AttributeError, UsageError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise ArtifactError(f"{folder / MANIFEST} is damaged: {error}. Get the artifact again") from error
 
     @property
@@ -195,8 +195,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{file} has format {version}, and this temper reads up to {FORMAT}. Update it: pip install -U temper-ml"
         )
-    if not isinstance(files, dict):
-        raise ArtifactError(f"{file} is damaged: its list of files is not a table. Get the artifact again")
+    for name in ("files", "recipe", "environment"):
+        if not isinstance(manifest.get(name), dict):
+            raise ArtifactError(f"{file} is damaged: its {name!r} is not a table. Get the artifact again")
+    if not set(files) - {PROOF, SCRIPT, REPORT}:
+        raise ArtifactError(f"{file} is damaged: its list of files names no model. Get the artifact again")
     return dict(manifest)
 
 

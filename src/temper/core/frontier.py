@@ -18,12 +18,14 @@ def is_float(recipe: Recipe) -> bool:
 
 
 def baseline(trials: Sequence[Trial], goal: Goal) -> Trial | None:
-    """The user's own model on the runtime that is best for the goal and keeps the quality on the selection part.
+    """The user's own model on the runtime that is best for the goal and keeps its limits on the selection part.
 
-    Where none keeps it (all that were tried compute in a lower precision), the one that loses least.
+    Where none keeps them all, the best that keeps the quality; where none does (all that were tried compute in a
+    lower precision), the one that loses least.
     """
     floats = [each for each in trials if each.measured and is_float(each.recipe)]
-    kept = [each for each in floats if each.drop.value <= goal.max_drop]
+    inside = [each for each in floats if each.within(goal)]
+    kept = inside or [each for each in floats if each.drop.value <= goal.max_drop]
     if kept:
         return min(kept, key=lambda each: each.objective(goal))
     return min(floats, key=lambda each: each.drop.value, default=None)

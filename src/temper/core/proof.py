@@ -65,14 +65,16 @@ class Row:
 class Proof:
     """The measurements of eager PyTorch, the baseline and the chosen artifact, and a judgement of each limit.
 
-    `steps` are the candidates in the order in which the proof was opened, with their verdicts. `predictions` is the
-    sha256 of the chosen artifact's outputs on the `examples` of the proof part.
+    `fingerprint` tells the task's own model and data from any other. `steps` are the candidates in the order in which
+    the proof was opened, with their verdicts. `predictions` is the sha256 of the chosen artifact's outputs on the
+    `examples` of the proof part.
     """
 
     task: str
     metric: str
     goal: Goal
     seed: int
+    fingerprint: Mapping[str, str]
     examples: int
     rows: tuple[Row, ...]
     judgements: tuple[Judgement, ...]
@@ -98,6 +100,7 @@ class Proof:
             "metric": self.metric,
             "goal": self.goal.to_json(),
             "seed": self.seed,
+            "fingerprint": dict(self.fingerprint),
             "examples": self.examples,
             "rows": [row.to_json() for row in self.rows],
             "judgements": [each.to_json() for each in self.judgements],

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Outputs = Array | tuple[Array, ...] | dict[str, Array]
+NESTINGS = ("tensor", "tuple", "dict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,15 @@ class TensorSpec:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        return cls(name=fields["name"], shape=tuple(fields["shape"]), dtype=fields["dtype"])
+        """Read the JSON form. Raises: KeyError, TypeError or ValueError if it is none: it may come from anywhere."""
+        name, shape, dtype = fields["name"], fields["shape"], fields["dtype"]
+        if not isinstance(name, str) or not isinstance(shape, list) or not isinstance(dtype, str):
+            raise TypeError(f"a tensor is {{name, shape, dtype}}, and this one is not: {fields!r}")
+        if not all(size is None or type(size) is int for size in shape):
+            raise TypeError(f"the shape of {name!r} is {shape!r}, which are not all numbers or null")
+        if np.dtype(dtype).name != dtype:
+            raise ValueError(f"the dtype of {name!r} is {dtype!r}, which NumPy calls {np.dtype(dtype).name}")
+        return cls(name=name, shape=tuple(shape), dtype=dtype)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join('batch' if size is None else str(size) for size in self.shape)}]"
@@ -80,11 +89,11 @@ class Schema:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        return cls(
-            inputs=tuple(map(TensorSpec.from_json, fields["inputs"])),
-            outputs=tuple(map(TensorSpec.from_json, fields["outputs"])),
-            nesting=fields["nesting"],
-        )
+        """Read the JSON form. Raises: KeyError, TypeError or ValueError if it is none: it may come from anywhere."""
+        inputs, outputs = (tuple(map(TensorSpec.from_json, fields[name])) for name in ("inputs", "outputs"))
+        if not inputs or not outputs or fields["nesting"] not in NESTINGS:
+            raise ValueError(f"a schema has inputs, outputs and a nesting of {', '.join(NESTINGS)}: {fields!r}")
+        return cls(inputs=inputs, outputs=outputs, nesting=fields["nesting"])
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from temper.core.context import Context
-from temper.core.errors import TrialError
+from temper.core.errors import NoEffect, TrialError
 from temper.core.facts import Fact
 from temper.core.graph import Graph
 from temper.core.knobs import Plug
@@ -38,7 +38,19 @@ def applied(technique: Technique, graph: Graph, context: Context) -> Graph:
         if not fact.holds(graph, context):
             raise TrialError(f"{technique.name} needs a graph and context where this holds: {fact}")
     result = technique.apply(graph.copy(), context)
+    if _same(graph, result):
+        raise NoEffect(f"{technique.name} left the graph as it was")
     for fact in technique.leaves:
         if not fact.holds(result, context):
             raise TrialError(f"{technique.name} promised to leave a graph where this holds: {fact}")
     return result
+
+
+def _same(before: Graph, after: Graph) -> bool:
+    """Whether both have the same operators and the same tensors, bit for bit."""
+    if str(before.module.graph) != str(after.module.graph) or before.schema != after.schema:
+        return False
+    old, new = (
+        {**dict(module.named_parameters()), **dict(module.named_buffers())} for module in (before.module, after.module)
+    )
+    return old.keys() == new.keys() and all(old[name].equal(new[name]) for name in old)

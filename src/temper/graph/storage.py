@@ -89,7 +89,8 @@ def load(folder: Path) -> Graph:
         fields = json.loads((folder / GRAPH_FILE).read_text())
         if fields["format"] != FORMAT:
             raise ArtifactError(f"{folder} holds a graph of format {fields['format']!r}; this temper reads {FORMAT}")
-        arrays = load_file(folder / WEIGHTS_FILE)
+        # Cloned, because tensors mapped from the file are not aligned, and unaligned products round differently.
+        arrays = {name: array.clone() for name, array in load_file(folder / WEIGHTS_FILE).items()}
         schema = Schema.from_json(fields["schema"])
         graph = Graph(module=_loaded_module(fields, arrays), schema=schema, example=_examples(schema, arrays))
         record_values(graph)

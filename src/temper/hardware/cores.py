@@ -22,15 +22,21 @@ def working_threads() -> int:
     return max(1, len(available()) // 2)
 
 
+def check(count: int) -> None:
+    """Raise UsageError unless this process may use so many cores."""
+    cores = available()
+    if count > len(cores):
+        raise UsageError(f"{count} threads were asked for, and this process may use {len(cores)} cores: ask for fewer")
+
+
 @contextmanager
 def lease(count: int) -> Iterator[tuple[int, ...]]:
     """The last `count` cores, for as long as no other process of this user holds the lease.
 
     The last ones, because the first core serves most interrupts. Raises: UsageError if there are not so many.
     """
+    check(count)
     cores = available()
-    if count > len(cores):
-        raise UsageError(f"{count} threads were asked for, and this process may use {len(cores)} cores: ask for fewer")
     file = Path(tempfile.gettempdir()) / f"temper-cores-{os.getuid()}.lock"
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

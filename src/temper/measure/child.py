@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -21,6 +22,8 @@ def serve(handlers: Mapping[str, Handler]) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
+        if _parent_is_gone():
+            return
         command = json.loads(line)
         try:
             answer = {"value": handlers[command["command"]](**command["arguments"])}
@@ -35,3 +38,12 @@ def _die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _parent_is_gone() -> bool:
+    """Whether the other end of standard input is closed: the parent died before this process asked to die with it."""
+    if not hasattr(select, "poll"):
+        return False
+    watch = select.poll()
+    watch.register(0, select.POLLHUP)
+    return any(event & select.POLLHUP for _, event in watch.poll(0))

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from temper.core.errors import MetricError
 from temper.core.measurement import Measurement
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs
-from temper.measure.metrics import scores, value
+from temper.measure.metrics import examples_in, scores, value
 from temper.measure.statistics import DropTest, mean_interval, paired_drop, set_metric_drop
 
 RESAMPLES = 500
@@ -27,8 +28,17 @@ def compare(
 ) -> Quality:
     """Score the candidate's outputs and test whether it lost `max_drop` or more (in units of the metric).
 
-    Raises: MetricError if the metric fails or gives no numbers.
+    Raises: MetricError if the metric fails or gives no numbers, or if its drop cannot be tested on these examples.
     """
+    try:
+        return _compared(metric, original, candidate, targets, max_drop, seed)
+    except ValueError as error:
+        raise MetricError(f"the drop of metric {metric.name!r} cannot be tested: {error}") from error
+
+
+def _compared(
+    metric: Metric, original: Outputs, candidate: Outputs, targets: Array | None, max_drop: float, seed: int
+) -> Quality:
     if metric.per_example:
         before = scores(metric, original, targets, original)
         after = scores(metric, candidate, targets, original)
@@ -37,7 +47,7 @@ def compare(
         lower, upper = mean_interval(after)
         count = len(after)
     else:
-        count = _examples(original)
+        count = examples_in(original)
 
         def both(indices: Array) -> tuple[float, float]:
             return (
@@ -54,11 +64,6 @@ def compare(
         ]
         lower, upper = map(float, np.percentile(resampled, [2.5, 97.5]))
     return Quality(score=_score(metric, score, lower, upper, count), drop=_drop(metric, test), test=test)
-
-
-def own_score(metric: Metric, outputs: Outputs, targets: Array | None, *, seed: int) -> Measurement:
-    """The original model's own score, with its interval."""
-    return compare(metric, outputs, outputs, targets, max_drop=0.5, seed=seed).score
 
 
 def _score(metric: Metric, oriented: float, lower: float, upper: float, count: int) -> Measurement:
@@ -79,9 +84,3 @@ def _drop(metric: Metric, test: DropTest) -> Measurement:
     return Measurement(
         value=test.drop, lower=test.lower, upper=test.upper, unit=metric.name, samples=test.n, details=details
     )
-
-
-def _examples(outputs: Outputs) -> int:
-    if isinstance(outputs, dict):
-        outputs = tuple(outputs.values())
-    return len(outputs[0] if isinstance(outputs, tuple) else outputs)

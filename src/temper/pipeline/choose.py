@@ -46,7 +46,8 @@ def choose(
     """Open the proof: test the frontier in order, measure what was accepted, and pick."""
     goal = workshop.goal
     candidates = frontier(trials, goal)
-    tell(f"proof: {len(candidates)} candidates, frozen from safest to boldest, on {len(subject.examples)} examples")
+    count = len(subject.examples)
+    tell(f"proof: {len(candidates)} frozen from safest to boldest, to be tested on {count} unseen examples")
     tested = tested_in_order(workshop, subject, candidates)
     for each in tested:
         tell(f"proof: {each.recipe}: {each.verdict.value}: {each.judgement.reason}")
@@ -58,7 +59,7 @@ def choose(
     eager = next((each for each in trials if each.measured and _is_eager(each.recipe)), None)
     if eager is not None and eager.recipe != start.recipe:
         contestants["eager"] = _tested(workshop, subject, eager)
-    tell(f"proof: latency in interleaved rounds, and memory, of {len(contestants)} contestants")
+    tell(f"proof: measuring latency in interleaved rounds, and memory: {', '.join(contestants)}")
     rows, noise_floor = measure_rows(workshop, subject, contestants)
     role, judgements, reason = _pick(goal, contestants, rows, tested)
     chosen = contestants[role]

@@ -32,6 +32,7 @@ from temper.core.target import Target
 from temper.core.task import Task
 from temper.core.technique import Technique
 from temper.core.trial import Trial
+from temper.hardware import cores
 from temper.hardware.detect import missing_runtimes
 from temper.pipeline.budget import Budget, budgeted
 from temper.pipeline.choose import Choice, choose
@@ -84,6 +85,7 @@ def optimize(
     never because nothing better was found: then the unchanged model on its best runtime comes back.
     """
     goal = goal or Goal()
+    cores.check(goal.conditions.threads)
     tell = tell or _tell_on_stderr
     reference = task if isinstance(task, str) else None
     with _host_errors():
@@ -163,6 +165,7 @@ def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choic
         metric=prepared.metric.name,
         goal=goal,
         seed=seed,
+        fingerprint=prepared.fingerprint,
         examples=len(prepared.parts.proof),
         rows=choice.rows,
         judgements=choice.judgements,

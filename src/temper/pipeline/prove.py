@@ -70,7 +70,7 @@ def judge_drop(quality: Quality, max_drop: float) -> Judgement:
     counted = (
         f"{test.disagreements} of {test.n} examples differ" if test.disagreements is not None else f"{test.n} examples"
     )
-    reason = f"drop {test.drop:+.4f}, at most {test.upper:+.4f} with 95 % confidence ({counted}; {test.method})"
+    reason = f"{test.drop:+.4f}, at most {test.upper:+.4f} with 95 % confidence ({counted}; {test.method})"
     if verdict is Verdict.INCONCLUSIVE:
         reason += (
             f". About {test.n_needed:,} examples would do"

@@ -60,10 +60,13 @@ def verify(folder: Path | str, task: Task | str, *, tell: Callable[[str], None] 
     with tempfile.TemporaryDirectory(prefix="temper-verify-") as scratch:
         place = RunFolder(Path(scratch))
         prepared = prepare(loaded, proof.goal, proof.seed, place, tell)
-        if len(prepared.parts.proof) != proof.examples:
+        changed = [
+            name for name in ("model", "metric", "proof data") if prepared.fingerprint[name] != proof.fingerprint[name]
+        ]
+        if changed:
             raise TaskError(
-                f"the task has {len(prepared.parts.proof)} proof examples, and the artifact was proven on "
-                f"{proof.examples}: verify it with the task that it was made from"
+                f"this is not the task that the artifact was proven on: its {' and '.join(changed)} differ. Verify it "
+                "with the task that it was made from"
             )
         on_proof = subject(
             prepared.module, prepared.parts.proof, "proof", prepared.metric, prepared.graph.schema, proof.seed

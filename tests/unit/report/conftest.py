@@ -133,6 +133,7 @@ def proven(goal: Goal | None = None, *, verdict: Verdict = Verdict.ACCEPT, **cha
         "metric": "accuracy",
         "goal": goal or Goal(),
         "seed": 3,
+        "fingerprint": {"model": "00"},
         "examples": 1200,
         "rows": (
             row("eager", EAGER, 5.0, 0.0, 1.1e6),

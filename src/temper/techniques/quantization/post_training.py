@@ -4,7 +4,7 @@ Weights get one symmetric scale an output channel, activations one scale a tenso
 whether activations are signed depends on which integer kernels the runtime has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ from temper.core.schema import Array
 from temper.core.technique import Technique
 from temper.graph.facts import (
     CONVOLUTIONS,
+    LINEAR,
+    MATRIX_PRODUCTS,
     float_layers,
     has_float_layers,
     has_foldable_batch_norm,
@@ -87,8 +89,9 @@ class PostTrainingQuantization(Technique):
         edges = quantized_edges(graph, everywhere=self.placement == "everywhere", skipped=kept)
         sources = {node: range_source(node) for node in edges}
         seen = histograms(graph, calibration, set(sources.values()))
+        signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
         for node, consumers in edges.items():
-            symmetric = scheme.symmetric_matmul and not any(is_call(each, CONVOLUTIONS) for each in consumers)
+            symmetric = sources[node] in signed
             histogram = seen[sources[node]]
             low, high = activation_range(histogram, self.ranges, self.percentile, symmetric=symmetric)
             _insert(graph, node, consumers, *_affine(low, high, symmetric=symmetric))
@@ -97,6 +100,19 @@ class PostTrainingQuantization(Technique):
             if scheme.integer_bias:
                 _quantize_bias(graph, layer)
         clean(graph.module)
+
+
+def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, Node]) -> set[Node]:
+    """The sources of values that matrix products read and convolutions do not, wherever they were moved to."""
+    readers: dict[Node, list[Node]] = {}
+    for node, consumers in edges.items():
+        readers.setdefault(sources[node], []).extend(consumers)
+    return {
+        source
+        for source, consumers in readers.items()
+        if any(is_call(each, (*LINEAR, *MATRIX_PRODUCTS)) for each in consumers)
+        and not any(is_call(each, CONVOLUTIONS) for each in consumers)
+    }
 
 
 def most_sensitive(graph: Graph, calibration: tuple[Array, ...], count: int) -> set[str]:
