@@ -92,7 +92,7 @@ def test_twice_then_resume(running: Running, task_file: Path, tmp_path: Path) ->
     assert time.monotonic() - began < 5
     assert "Traceback" not in running.said
     assert "--resume" in running.said
-    gone, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
     journal = Journal(tmp_path / "run" / "journal.sqlite")
     assert len(journal.trials()) == 1

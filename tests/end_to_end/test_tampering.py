@@ -82,12 +82,9 @@ def test_a_link_that_leaves_the_folder(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_the_manifest_does_not_vouch_for(artifact: Path) -> None:
-    """Leaving a file out of the list must not get it past the check."""
+    """Leaving the model out of the list must not get it past the check."""
     rewrite(artifact, lambda manifest: manifest["files"].pop("model.onnx"))
-    bad = bytearray(model_file(artifact).read_bytes())
-    bad[len(bad) // 2] ^= 1
-    model_file(artifact).write_bytes(bad)
-    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+    with pytest.raises(ArtifactError, match="names no model"):
         load(artifact)
 
 
@@ -100,7 +97,7 @@ def test_a_manifest_that_is_none(artifact: Path, text: str) -> None:
 
 def test_a_format_from_the_future(artifact: Path) -> None:
     rewrite(artifact, lambda manifest: manifest.update(format=99))
-    with pytest.raises(ArtifactError, match="format 99.*pip install -U temper-ml"):
+    with pytest.raises(ArtifactError, match=r"format 99.*pip install -U temper-ml"):
         load(artifact)
 
 

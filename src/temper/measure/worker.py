@@ -1,5 +1,6 @@
 """The parent's side of a worker process: send a command, wait within limits of time and memory, read the answer."""
 
+import contextlib
 import errno
 import json
 import os
@@ -76,17 +77,23 @@ class Worker:
     def close(self) -> None:
         """Kill the process and wait until it is gone."""
         self._selector.close()
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                # A command that the process did not live to read is still in the buffer.
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _kill(self) -> None:
+        """Kill the process and wait until it is gone: until then it would still count as alive."""
+        self._process.kill()
+        self._process.wait()
 
     def _line(self, command: str, time_s: float) -> bytes:
         assert self._process.stdout is not None
@@ -98,7 +105,7 @@ class Worker:
                     raise EOFError
                 self._received += received
             elif time.monotonic() > deadline:
-                self._process.kill()
+                self._kill()
                 raise WorkerError(f"{command!r} did not end within its limit of {time_s:.0f} s: it was stopped")
             else:
                 self._check_memory(command)
@@ -111,7 +118,7 @@ class Worker:
         except psutil.NoSuchProcess:
             return
         if used > self.memory_bytes:
-            self._process.kill()
+            self._kill()
             raise WorkerError(
                 f"{command!r} passed its memory limit: {used / 2**30:.2f} GiB of {self.memory_bytes / 2**30:.2f} GiB"
             )
