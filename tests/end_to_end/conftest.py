@@ -15,6 +15,7 @@ import pytest
 from temper.cli import main
 from temper.core import catalog
 from temper.core.goal import Goal
+from temper.pipeline import prove
 from temper.pipeline.optimize import Result, optimize
 
 GOAL = Goal(minimize="size", max_drop=0.05)
@@ -231,6 +232,13 @@ def installed(distribution: Path) -> Iterator[pytest.MonkeyPatch]:
 def third_party(distribution: Path) -> Iterator[Path]:
     with installed(distribution):
         yield distribution
+
+
+@pytest.fixture
+def quick_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short measurement of latency, where another objective decides."""
+    monkeypatch.setattr(prove, "ROUNDS", 6)
+    monkeypatch.setattr(prove, "BLOCK_S", 0.005)
 
 
 @pytest.fixture(scope="session")

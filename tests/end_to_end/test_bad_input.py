@@ -35,6 +35,15 @@ class Branching(nn.Module):
         return self.layer(x)
 
 
+class Ending(nn.Linear):
+    def __init__(self, end):
+        super().__init__(WIDTH, CLASSES)
+        self.end = end
+
+    def forward(self, x):
+        return self.end(super().forward(x))
+
+
 def made(model=None, metric="accuracy", **data):
     given = {"selection": (POINTS[:100], LABELS[:100]), "proof": (POINTS[100:], LABELS[100:])}
     return Task(model or nn.Linear(WIDTH, CLASSES), Data(**{**given, **data}), metric)
@@ -88,6 +97,22 @@ def wrong_width():
     return made(nn.Linear(WIDTH + 1, CLASSES))
 
 
+def scalar_output():
+    return made(Ending(lambda logits: (logits, logits.mean())))
+
+
+def bfloat16_output():
+    return made(Ending(lambda logits: logits.bfloat16()))
+
+
+def class_numbers():
+    return made(Ending(lambda logits: logits.argmax(-1)))
+
+
+def half_labels():
+    return made(selection=(POINTS[:100], LABELS[:100] + 0.5))
+
+
 def no_data():
     return Task(nn.Linear(WIDTH, CLASSES), None)
 
@@ -115,6 +140,10 @@ MISTAKES = {
     "nan_metric": r"returned NaN or infinity for 80 of 80 examples",
     "nan_inputs": r"selection.*example 42.*Leave them out",
     "wrong_width": r"fails on an example from the data \(\(2, 16\)",
+    "scalar_output": r"output 'output_1' has shape \(\) for a batch of \d+: .*Return only such tensors",
+    "bfloat16_output": r"bfloat16, which NumPy lacks: return it with \.float\(\)",
+    "class_numbers": r"needs logits \(n, classes, \.\.\.\).*Give class numbers, or a metric of your own",
+    "half_labels": r"needs logits .* and targets float64\[80\]",
     "no_data": r"the task has no data; give Data",
     "a_class": r"the class Branching, which holds no trained weights; give an instance",
     "fails": r"bad\.py:\d+: `return undefined_name`: NameError",

@@ -13,21 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from temper import Data, Goal, Task, load
 from temper.core.proof import Verdict
-from temper.pipeline import prove
 from temper.pipeline.optimize import optimize
 from temper.pipeline.prepare import prepare
 from temper.pipeline.run_folder import RunFolder
 from tests.end_to_end.conftest import TASK, python, recipe, script
 
 COUNT, WIDTH = 240, 6
-
-
-@pytest.fixture
-def quick(third_party: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One trial, on ONNX Runtime, and a short measurement."""
-    monkeypatch.setenv("TEMPER_TEST_RECIPES", json.dumps([recipe()]))
-    monkeypatch.setattr(prove, "ROUNDS", 6)
-    monkeypatch.setattr(prove, "BLOCK_S", 0.005)
 
 
 def points(seed: int = 0) -> np.ndarray:
@@ -82,7 +73,9 @@ class Named(Pair):
 
 
 @pytest.mark.parametrize("model", [Pair, Named])
-def test_dicts_in_and_several_outputs(quick: None, tmp_path: Path, model: type[Pair]) -> None:
+@pytest.mark.usefixtures("third_party", "quick_proof")
+def test_dicts_in_and_several_outputs(tmp_path: Path, model: type[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPER_TEST_RECIPES", json.dumps([recipe()]))
     torch.manual_seed(0)
     module = model().eval()
     kinds = np.random.default_rng(2).integers(0, 5, COUNT)
@@ -98,10 +91,10 @@ def test_dicts_in_and_several_outputs(quick: None, tmp_path: Path, model: type[P
     with torch.no_grad():
         expected = module(torch.from_numpy(points()[:5]), torch.from_numpy(kinds[:5]))
     assert type(outputs) is type(expected)
-    pairs = (
-        zip(outputs, expected) if isinstance(outputs, tuple) else ((outputs[key], expected[key]) for key in expected)
-    )
-    for output, wanted in pairs:
+    if isinstance(outputs, dict):
+        assert outputs.keys() == expected.keys()
+        outputs, expected = outputs.values(), expected.values()
+    for output, wanted in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(output, wanted.numpy(), atol=1e-5)
 
 

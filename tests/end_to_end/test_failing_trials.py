@@ -29,9 +29,8 @@ REASONS = {
 }
 
 
-def test_the_run_goes_on(
-    third_party: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli
-) -> None:
+@pytest.mark.usefixtures("third_party", "quick_proof")
+def test_the_run_goes_on(task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli) -> None:
     recipes = [
         recipe("broken.exits"),
         recipe(),
@@ -90,14 +89,3 @@ def test_one_that_hoards_memory_is_stopped(third_party: Path, attempt: Callable[
     assert trial.outcome == "failed"
     assert "passed its memory limit" in trial.reason
     assert trial.cost_s < 30
-
-
-def test_a_crashed_builder_is_replaced(third_party: Path, prepared: tuple[Prepared, RunFolder]) -> None:
-    task, folder = prepared
-    on_selection = subject(task.module, task.parts.selection, "selection", task.metric, task.graph.schema, 0)
-    with Workshop(folder, GOAL, task.target, 0) as workshop:
-        outcomes = [
-            evaluate(workshop, on_selection, number, Recipe.from_json(each), [], time_s=60).outcome
-            for number, each in enumerate((recipe("broken.segfaults"), recipe()), start=1)
-        ]
-    assert outcomes == ["failed", "measured"]

@@ -16,7 +16,7 @@ FEW = Goal(minimize="size", max_drop=0.01)
 
 @pytest.fixture
 def run_few(
-    third_party: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    third_party: Path, quick_proof: None, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
     recipes = [recipe(), recipe("quantization.post_training")]
     monkeypatch.setenv("TEMPER_TEST_RECIPES", json.dumps(recipes))

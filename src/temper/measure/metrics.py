@@ -235,7 +235,7 @@ def _classification(name: str, outputs: Outputs, targets: Array) -> tuple[Array,
     A single logit z is that of two classes with logits 0 and z, so both metrics cover the binary case as it is.
     """
     logits, labels = primary(outputs), targets
-    if logits.size == labels.size == len(logits):
+    if logits.size == labels.size == len(logits) and logits.dtype.kind == "f":
         logits, labels = logits.reshape(-1, 1), labels.reshape(-1)
     elif logits.ndim == 2 and labels.shape == (len(logits), 1):
         labels = labels[:, 0]

@@ -48,9 +48,13 @@ def choose(
     candidates = frontier(trials, goal)
     count = len(subject.examples)
     tell(f"proof: {len(candidates)} frozen from safest to boldest, to be tested on {count} unseen examples")
-    tested = tested_in_order(workshop, subject, candidates)
-    for each in tested:
-        tell(f"proof: {each.recipe}: {each.verdict.value}: {each.judgement.reason}")
+    tested, failure = tested_in_order(workshop, subject, candidates)
+    steps = [_step(each) for each in tested]
+    if failure is not None:
+        title = str(candidates[len(tested)].recipe)
+        steps.append({"title": title, "verdict": Verdict.REJECT.value, "reason": f"it failed: {failure}"})
+    for step in steps:
+        tell(f"proof: {step['title']}: {step['verdict']}: {step['reason']}")
     start = _baseline(workshop, subject, trials, tested)
     eligible = [each for each in tested[1:] if each.verdict is Verdict.ACCEPT]
     if allow_unproven and tested[-1].verdict is Verdict.INCONCLUSIVE and len(tested) > 1:
@@ -61,7 +65,7 @@ def choose(
         contestants["eager"] = _tested(workshop, subject, eager)
     tell(f"proof: measuring latency in interleaved rounds, and memory: {', '.join(contestants)}")
     rows, noise_floor = measure_rows(workshop, subject, contestants)
-    role, judgements, reason = _pick(goal, contestants, rows, tested)
+    role, judgements, reason = _pick(goal, contestants, rows, steps)
     chosen = contestants[role]
     final = {**rows, "chosen": Row(**{**vars(rows[role]), "role": "chosen"})}
     shown = ("eager", "baseline", "chosen")
@@ -70,7 +74,7 @@ def choose(
         baseline=start,
         rows=tuple(final[name] for name in shown if name in final),
         judgements=(chosen.judgement, *judgements),
-        steps=tuple(_step(each) for each in tested),
+        steps=tuple(steps),
         reason=f"{reason}. Latency differences under {noise_floor:.1%} are noise here",
     )
 
@@ -84,7 +88,7 @@ def _baseline(workshop: Workshop, subject: Subject, trials: Sequence[Trial], tes
 
 
 def _pick(
-    goal: Goal, contestants: Mapping[str, Tested], rows: Mapping[str, Row], tested: Sequence[Tested]
+    goal: Goal, contestants: Mapping[str, Tested], rows: Mapping[str, Row], steps: Sequence[Mapping[str, Any]]
 ) -> tuple[str, tuple[Judgement, ...], str]:
     """The role of what ships, its judgements beside quality, and why it and nothing else."""
     name = OBJECTIVES[goal.minimize]
@@ -103,12 +107,12 @@ def _pick(
         proven = contestants[best[1]].verdict is Verdict.ACCEPT
         how = "the best of those whose limits are all proven" if proven else "better, though its quality is NOT proven"
         return best[1], best[2], f"In {goal.minimize} it is {how}"
-    if len(tested) == 1 and tested[0].verdict is not Verdict.ACCEPT:
-        why = f"even the unchanged model on its best runtime is {tested[0].verdict.value}: {tested[0].judgement.reason}"
+    if len(steps) == 1 and steps[0]["verdict"] != Verdict.ACCEPT:
+        why = f"even the unchanged model on its best runtime is {steps[0]['verdict']}: {steps[0]['reason']}"
     elif refused:
         why = f"no proven candidate is better: {'; '.join(refused)}"
-    elif len(tested) > 1:
-        why = f"the first candidate is {tested[-1].verdict.value}: {tested[-1].judgement.reason}"
+    elif len(steps) > 1:
+        why = f"the first candidate is {steps[-1]['verdict']}: {steps[-1]['reason']}"
     else:
         why = "the search found nothing better within the limits"
     limits = judge_limits(goal, rows["baseline"])

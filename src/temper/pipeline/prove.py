@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from temper.core.errors import TrialError
 from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.proof import Judgement, Row, Verdict
@@ -39,20 +40,29 @@ class Tested:
         return self.judgement.verdict
 
 
-def tested_in_order(workshop: Workshop, subject: Subject, candidates: Sequence[Trial]) -> list[Tested]:
+def tested_in_order(
+    workshop: Workshop, subject: Subject, candidates: Sequence[Trial]
+) -> tuple[list[Tested], TrialError | None]:
     """Test the candidates' quality at 5 % each, from safest to boldest, and stop at the first that is not accepted.
 
     Because the order was fixed before the data was seen, the chance that any accepted one is in truth beyond the
     limit stays at 5 % for the whole family. Reference: Maurer, Hothorn & Lehmacher 1995 (fixed sequence tests).
     The unchanged model in float32 is tested and reported, but stops nothing: it computes what the original computes.
+    A candidate that fails on these examples stops the sequence too, and its error is returned; of the first, the
+    baseline, it is raised.
     """
     tested: list[Tested] = []
     for trial in candidates:
-        tested.append(tested_quality(workshop, subject, workshop.folder.trial(trial.number), trial.recipe))
+        try:
+            tested.append(tested_quality(workshop, subject, workshop.folder.trial(trial.number), trial.recipe))
+        except TrialError as error:
+            if not tested:
+                raise
+            return tested, error
         unchanged = not trial.recipe.techniques and trial.recipe.runtime.full_precision
         if tested[-1].verdict is not Verdict.ACCEPT and not unchanged:
             break
-    return tested
+    return tested, None
 
 
 def tested_quality(workshop: Workshop, subject: Subject, artifact: Path, recipe: Recipe) -> Tested:

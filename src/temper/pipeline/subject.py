@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from temper.core.data import Examples
-from temper.core.errors import TrialError
+from temper.core.errors import TaskError, TrialError
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs, Schema
 from temper.graph.capture import flat_outputs
 from temper.hardware.cores import working_threads
-from temper.measure.metrics import settled
+from temper.measure.metrics import settled, value
 from temper.measure.quality import Quality, compare
 from temper.pipeline.materialize import call_of, check_targets
 from temper.pipeline.workshop import PREDICTION_BATCH
@@ -67,11 +67,15 @@ def subject(module: nn.Module, examples: Examples, part: str, metric: Metric, sc
     if metric.name in CLASSIFICATION and examples.targets is not None:
         check_targets(examples.targets, nested, part)
     metric = settled(metric, nested, examples.targets, nested)
+    value(metric, nested, examples.targets, nested, np.arange(len(examples)))  # it must be able to score the original
     return Subject(part=part, examples=examples, original=original, metric=metric, schema=schema, seed=seed)
 
 
 def original_outputs(module: nn.Module, examples: Examples, fixed_batch: int | None) -> tuple[Array, ...]:
-    """The flat outputs (examples, ...) of the user's module, in batches."""
+    """The flat outputs (examples, ...) of the user's module, in batches.
+
+    Raises: TaskError for an output without the batch as its first axis, or of a dtype that NumPy lacks.
+    """
     batch = fixed_batch or PREDICTION_BATCH
     chunks = []
     module.eval()
@@ -81,7 +85,19 @@ def original_outputs(module: nn.Module, examples: Examples, fixed_batch: int | N
         for start in range(0, len(examples), batch):
             part = examples.take(np.arange(start, min(start + batch, len(examples))))
             positional, keyword = call_of(part, fixed_batch or len(part))
-            tensors, _, _ = flat_outputs(module(*positional, **keyword), type(module).__name__)
-            chunks.append([tensor[: len(part)].numpy() for tensor in tensors])
+            tensors, _, names = flat_outputs(module(*positional, **keyword), type(module).__name__)
+            given = fixed_batch or len(part)
+            chunks.append([_array(tensor, name, given)[: len(part)] for tensor, name in zip(tensors, names)])
     torch.set_num_threads(threads)
     return tuple(np.concatenate(each) for each in zip(*chunks))
+
+
+def _array(tensor: torch.Tensor, name: str, batch: int) -> Array:
+    if tensor.dim() == 0 or len(tensor) != batch:
+        raise TaskError(
+            f"the model's output {name!r} has shape {tuple(tensor.shape)} for a batch of {batch}: the first axis of "
+            "every output must count the examples. Return only such tensors from forward"
+        )
+    if tensor.dtype is torch.bfloat16:
+        raise TaskError(f"the model's output {name!r} is bfloat16, which NumPy lacks: return it with .float()")
+    return tensor.numpy()

@@ -80,7 +80,7 @@ def test_errors_of_temper_keep_their_kind_and_the_worker_lives(worker: Callable[
         child.call("refuse", time_s=20)
     with pytest.raises(DataError, match="odd data"):
         child.call("doubt", time_s=20)
-    with pytest.raises(HostError, match="No space left on device.*--resume"):
+    with pytest.raises(HostError, match=r"No space left on device.*--resume"):
         child.call("fill", time_s=20)
     with pytest.raises(WorkerError, match="'overrun' ran out of memory"):
         child.call("overrun", time_s=20)

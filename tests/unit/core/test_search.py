@@ -1,0 +1,57 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+from temper.core.facts import Fact
+from temper.core.goal import Goal
+from temper.core.graph import Graph
+from temper.core.runtime import Runtime
+from temper.core.search import Space
+from temper.core.technique import Technique
+from temper.runtimes.onnxruntime import OnnxRuntime
+
+RAW, CLEAN, PACKED, RARE = (Fact(name, lambda graph, context: False) for name in ("raw", "clean", "packed", "rare"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Technique):
+    name: ClassVar[str] = "step"
+
+    def apply(self, graph: Graph, context: object) -> Graph:
+        return graph
+
+
+def technique(called: str, needs: tuple[Fact, ...], leaves: tuple[Fact, ...]) -> type[Technique]:
+    return type(called, (Step,), {"needs": needs, "leaves": leaves, "name": called})
+
+
+WASH = technique("wash", (RAW,), (CLEAN,))
+PACK = technique("pack", (CLEAN,), (PACKED,))
+SHIP = technique("ship", (PACKED, CLEAN), ())
+LOOP = technique("loop", (RARE,), (RARE,))
+HOPE = technique("hope", (RARE,), ())
+
+
+def chain(wanted: type[Technique], *holding: Fact) -> tuple[str, ...] | None:
+    def holds(fact: Fact, runtime: Runtime) -> bool:
+        return fact in holding
+
+    space = Space(goal=Goal(), runtimes=(OnnxRuntime,), techniques=(SHIP, LOOP, PACK, WASH, HOPE), holds=holds)
+    found = space.chain(wanted, OnnxRuntime())
+    return None if found is None else tuple(each.name for each in found)
+
+
+def test_what_is_needed_comes_before_once_each() -> None:
+    assert chain(SHIP, RAW) == ("wash", "pack", "ship")
+    assert chain(SHIP, CLEAN) == ("pack", "ship")
+    assert chain(WASH, RAW) == ("wash",)
+
+
+def test_what_cannot_be_had() -> None:
+    assert chain(SHIP) is None
+    assert chain(HOPE, RAW) is None, "a technique that needs what it leaves helps nobody, and must not loop"
+
+
+def test_facts_and_their_negation() -> None:
+    assert ~~RAW == RAW
+    assert (~RAW).name == "not raw"
+    assert len({RAW, ~RAW, ~~RAW}) == 2

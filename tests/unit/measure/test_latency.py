@@ -1,0 +1,64 @@
+"""The alternating rounds, with contestants whose clock is a list of numbers."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from temper.measure.latency import Timing, alternated
+
+
+class Contestant:
+    """Answers `block` as a worker does; every call takes as long as `takes` says for the block's number."""
+
+    def __init__(self, name: str, takes: Callable[[int], float], order: list[str], share: float = 1.0) -> None:
+        self.name, self.takes, self.order, self.share = name, takes, order, share
+        self.blocks = 0
+
+    def call(self, command: str, *, time_s: float, calls: int) -> dict:
+        assert command == "block"
+        self.order.append(self.name)
+        self.blocks += 1
+        return {"seconds": [self.takes(self.blocks)] * calls, "processor_share": self.share}
+
+
+def timings(*takes: Callable[[int], float], rounds: int = 20, share: float = 1.0) -> tuple[list[Timing], list[str]]:
+    order: list[str] = []
+    contestants = [Contestant(str(index), each, order, share) for index, each in enumerate(takes)]
+    return alternated(contestants, rounds=rounds, block_s=0.01, one_thread=True), order
+
+
+def test_who_is_twice_as_slow_has_the_ratio_two() -> None:
+    noise = np.random.default_rng(0).normal(1, 0.02, 500)
+    (first, second), _ = timings(lambda n: 1e-3 * noise[n], lambda n: 2e-3 * noise[-n])
+    ratio = second.ratio_to(first)
+    assert ratio.lower < 2 < ratio.upper
+    assert ratio.upper - ratio.lower < 0.1
+    assert ratio.samples == 20
+    latency = first.latency()
+    assert latency.value == pytest.approx(1e-3, rel=0.05)
+    assert latency.details["p50"] <= latency.details["p90"] <= latency.details["p99"]
+    assert latency.unit == "s"
+
+
+def test_a_drift_of_the_machine_cancels_out() -> None:
+    """Both become three times slower in the course of the rounds; compared round by round they stay equal."""
+    (first, second), _ = timings(lambda n: 1e-3 * (1 + n / 10), lambda n: 1e-3 * (1 + n / 10))
+    ratio = second.ratio_to(first)
+    assert ratio.value == pytest.approx(1, abs=1e-6)
+
+
+def test_the_order_turns_around_from_round_to_round() -> None:
+    _, order = timings(lambda n: 1e-3, lambda n: 1e-3, lambda n: 1e-3, rounds=4)
+    assert "".join(order[-12:]) in ("012210012210", "210012210012")
+
+
+def test_rounds_that_were_disturbed_are_repeated_but_not_forever() -> None:
+    (timing, _), _ = timings(lambda n: 1e-3, lambda n: 1e-3, rounds=10, share=0.5)
+    assert timing.disturbed == 10
+    assert len(timing.blocks) == 10
+
+
+def test_one_call_that_is_longer_than_a_block() -> None:
+    (timing,), _ = timings(lambda n: 0.5, rounds=5)
+    assert len(timing.calls) == 5

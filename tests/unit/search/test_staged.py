@@ -1,0 +1,94 @@
+"""The staged search, with facts that are simply said to hold."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from temper.core import catalog
+from temper.core.facts import Fact
+from temper.core.goal import Goal
+from temper.core.measurement import Measurement
+from temper.core.recipe import Recipe
+from temper.core.runtime import Runtime
+from temper.core.search import Space
+from temper.core.technique import Technique
+from temper.core.trial import Trial
+from temper.search.staged import StagedSearch
+
+GOAL = Goal()
+
+
+def space(holds: Callable[[Fact, Runtime], bool] | None = None, *, techniques: bool = True) -> Space:
+    from temper.core.facts import has_calibration, has_integer_runtime
+    from temper.graph.facts import has_float_layers, has_foldable_batch_norm
+
+    true = {has_calibration, has_integer_runtime, has_float_layers, has_foldable_batch_norm}
+
+    def said(fact: Fact, runtime: Runtime) -> bool:
+        if fact in (has_integer_runtime, ~has_integer_runtime):
+            return (runtime.integers is not None) == (fact == has_integer_runtime)
+        return fact in true or (fact.name.startswith("not ") and ~fact not in true)
+
+    names = ("fusion.batch_norm", "quantization.post_training") if techniques else ()
+    return Space(
+        goal=GOAL,
+        runtimes=tuple(catalog.get(Runtime, name) for name in ("onnxruntime", "openvino", "torch_eager")),
+        techniques=tuple(catalog.get(Technique, name) for name in names),
+        holds=holds or said,
+    )
+
+
+def trial(number: int, recipe: Recipe, ratio: float, drop: float = 0.0, outcome: str = "measured") -> Trial:
+    def one(value: float) -> Measurement:
+        return Measurement(value=value, lower=value, upper=value, unit="1", samples=9)
+
+    measurements = {"latency_ratio": one(ratio), "drop": one(drop), "size_bytes": one(1.0)}
+    return Trial(number=number, recipe=recipe, outcome=outcome, measurements=measurements)
+
+
+def run(space: Space, judge: Callable[[Recipe], tuple[float, float]], most: int = 60) -> list[Trial]:
+    history: list[Trial] = []
+    while len(history) < most and (recipe := StagedSearch().propose(space, history)) is not None:
+        history.append(trial(len(history) + 1, recipe, *judge(recipe)))
+    return history
+
+
+def test_float_runtimes_come_first_and_in_full_precision_too() -> None:
+    found = run(space(techniques=False), lambda recipe: (1.0, 0.0))
+    assert [str(each.recipe) for each in found[:4]] == [
+        "onnxruntime",
+        "openvino",
+        "openvino(precision=f32)",
+        "torch_eager",
+    ]
+
+
+def test_nothing_is_proposed_twice_and_the_space_ends() -> None:
+    found = run(space(), lambda recipe: (1.0 - 0.1 * len(recipe.techniques), 0.0))
+    keys = [each.recipe.key for each in found]
+    assert len(keys) == len(set(keys))
+    assert len(found) < 60
+
+
+def test_the_same_history_brings_the_same_proposal() -> None:
+    found = run(space(), lambda recipe: (0.5, 0.0), most=8)
+    for length in range(8):
+        assert StagedSearch().propose(space(), found[:length]) == found[length].recipe
+
+
+def test_chains_start_on_the_fastest_runtime_with_what_they_need_before_them() -> None:
+    speed = {"onnxruntime": 1.0, "openvino": 0.5, "torch_eager": 9.0}
+    found = run(space(), lambda recipe: (speed[recipe.runtime.name], 0.0), most=7)
+    tuned = [each.recipe for each in found if each.recipe.techniques]
+    assert tuned[0].runtime.name == "openvino"
+    assert [each.name for each in tuned[0].techniques] == ["fusion.batch_norm", "quantization.post_training"]
+
+
+def test_moves_change_one_knob_of_the_best_or_repair_what_would_win() -> None:
+    def judge(recipe: Recipe) -> tuple[float, float]:
+        bad = any(getattr(each, "ranges", "") == "minmax" for each in recipe.techniques)
+        return (0.5, 0.2 if bad else 0.0) if recipe.techniques else (1.0, 0.0)
+
+    found = run(space(), judge)
+    assert any(each.recipe.techniques and each.within(GOAL) for each in found), "the one that lost was not repaired"
+    for before, after in pairwise(found):
+        assert before.recipe != after.recipe
