@@ -1,12 +1,12 @@
 """The artifact: a folder with the exported model, its manifest, its proof and a script that runs it.
 
 Opening one needs the runtime and NumPy only. Nothing in it is unpickled or evaluated, every file is checked against
-its sha256 first, and a file outside of the folder is refused.
+its sha256 first, and a file that lies outside of the folder, or in it without being listed, is refused.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +16,14 @@ import numpy as np
 from temper.core import catalog
 from temper.core.errors import ArtifactError, UsageError
 from temper.core.goal import Conditions
+from temper.core.proof import Proof
 from temper.core.runtime import Runner, Runtime
 from temper.core.schema import Array, Outputs, Schema
 
 FORMAT = 1
 MANIFEST, PROOF, SCRIPT, REPORT = "manifest.json", "proof.json", "run.py", "report.html"
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration, RecursionError)
+"""What reading JSON of a wrong shape may raise: it may come from anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Artifact:
     def open(cls, folder: Path | str) -> Self:
         """Open the artifact in a folder, or in the `artifact` folder of a run.
 
-        Raises: ArtifactError if a file is missing, altered, from a newer temper or outside of the folder.
+        Raises: ArtifactError if a file is missing, altered, not listed, from a newer temper or outside of the folder.
         """
         folder = located(Path(folder))
         manifest = _manifest(folder)
@@ -55,14 +58,24 @@ class Artifact:
                 environment=manifest["environment"],
                 files=manifest["files"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise ArtifactError(f"{folder / MANIFEST} is damaged: {error}. Get the artifact again") from error
+        except (*DAMAGED, UsageError) as error:
+            raise damaged(folder / MANIFEST, error) from error
 
     @property
     def size_bytes(self) -> int:
         """What the model's own files take on disk: without manifest, proof, report and script."""
         extra = (PROOF, SCRIPT, REPORT)
         return sum((self.folder / name).stat().st_size for name in self.files if name not in extra)
+
+    def proof(self) -> Proof | None:
+        """What was proven of it, or None if it carries no proof. Raises: ArtifactError if that is damaged."""
+        if PROOF not in self.files:
+            return None
+        file = self.folder / PROOF
+        try:
+            return Proof.from_json(json.loads(file.read_text(encoding="utf-8")))
+        except DAMAGED as error:
+            raise damaged(file, error) from error
 
     def load(self, threads: int | None = None) -> "Model":
         """Load the model, pinned to so many threads (those it was made for, unless said otherwise)."""
@@ -155,7 +168,10 @@ def write(
 
 
 def seal(folder: Path) -> None:
-    """Take the files that now lie in the artifact's folder, its proof and report among them, into its manifest."""
+    """Take the files that now lie in the artifact's folder, its proof among them, into its manifest.
+
+    The report stays beside the artifact, in the run's folder: it is larger than many a model.
+    """
     manifest = _manifest(folder)
     manifest["files"] = _digests(folder)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -172,14 +188,25 @@ def example_inputs(schema: Schema, batch: int) -> tuple[Array, ...]:
     return tuple(arrays)
 
 
+def damaged(file: Path, why: object) -> ArtifactError:
+    """The error to raise for a file of JSON that is none, or of a wrong shape."""
+    reason = f"{type(why).__name__}: {why}" if isinstance(why, BaseException) else why
+    return ArtifactError(f"{file} is damaged ({' '.join(str(reason).split())[:300]}). Get the artifact again")
+
+
 def sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in _entries(folder) if file.is_file()}
+
+
+def _entries(folder: Path) -> list[Path]:
+    """All that lies in the folder and below it, links included, but for its manifest and for plain folders."""
+    found = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
+    return sorted(each for each in found if each != folder / MANIFEST)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -189,30 +216,40 @@ def _manifest(folder: Path) -> dict[str, Any]:
         version = manifest["format"]
         newer = version > FORMAT
         files = manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file} is damaged: {error}. Get the artifact again") from error
+    except (*DAMAGED, OSError) as error:
+        raise damaged(file, error) from error
     if newer:
         raise ArtifactError(
             f"{file} has format {version}, and this temper reads up to {FORMAT}. Update it: pip install -U temper-ml"
         )
     for name in ("files", "recipe", "environment"):
         if not isinstance(manifest.get(name), dict):
-            raise ArtifactError(f"{file} is damaged: its {name!r} is not a table. Get the artifact again")
+            raise damaged(file, f"its {name!r} is not a table")
     if not set(files) - {PROOF, SCRIPT, REPORT}:
-        raise ArtifactError(f"{file} is damaged: its list of files names no model. Get the artifact again")
+        raise damaged(file, "its list of files names no model")
     return dict(manifest)
 
 
 def _check_files(folder: Path, files: Mapping[str, str]) -> None:
     root = folder.resolve()
     for name, digest in files.items():
-        file = (folder / name).resolve()
+        try:
+            file = (folder / name).resolve()
+        except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of links
+            raise damaged(folder / MANIFEST, f"it names {name[:100]!r}: {error}") from error
         if not file.is_relative_to(root):
             raise ArtifactError(f"{folder / MANIFEST} names a file outside of its folder, {name!r}: it is not loaded")
         if not file.is_file():
             raise ArtifactError(f"{file} is missing: the artifact is incomplete. Get it again")
         if sha256(file) != digest:
             raise ArtifactError(f"{file} is not the file that was measured (its sha256 differs): it is not loaded")
+    for file in _entries(folder):
+        # A runtime may read what lies beside its model, such as the external data of an ONNX file.
+        if file.relative_to(folder).as_posix() not in files:
+            raise ArtifactError(
+                f"{file} is not listed in {MANIFEST}, so nobody vouches for it: the artifact is not loaded. Remove the "
+                "file if it is yours, or get the artifact again"
+            )
 
 
 def _script(schema: Schema, runtime: Runtime, conditions: Conditions) -> str:
@@ -225,13 +262,19 @@ def _script(schema: Schema, runtime: Runtime, conditions: Conditions) -> str:
         *sorted(("import numpy", package)),
         "",
         "HERE = Path(__file__).resolve().parent",
-        *(f"{spec.name} = {_made_up(spec.shape, spec.dtype, conditions.batch)}" for spec in schema.inputs),
+        *_made_up(schema, conditions.batch),
         *body,
         "print([(output.shape, output.dtype) for output in outputs])",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _made_up(shape: Sequence[int | None], dtype: str, batch: int) -> str:
-    sizes = tuple(batch if size is None else size for size in shape)
-    return f'numpy.zeros({sizes}, "{dtype}")'
+def _made_up(schema: Schema, batch: int) -> list[str]:
+    """The lines that make `inputs`: a table, because an input may be called as anything else in the script is."""
+    entries = []
+    for spec in schema.inputs:
+        sizes = tuple(batch if size is None else size for size in spec.shape)
+        entries.append(f'{json.dumps(spec.name, ensure_ascii=False)}: numpy.zeros({sizes}, "{spec.dtype}")')
+    if len(entries) == 1:
+        return [f"inputs = {{{entries[0]}}}"]
+    return ["inputs = {", *(f"    {entry}," for entry in entries), "}"]

@@ -2,7 +2,7 @@
 
 A file in `temper/techniques/<family>/`, `temper/runtimes/` or `temper/search/` that holds exactly one public
 plug is that plug, named by its place. Other distributions add theirs as entry points of the group that bears the
-folder's name, such as `temper.techniques`. Listing reads file names only; a plug is imported when it is chosen.
+folder's name, such as `temper.techniques`. Listing reads file names and metadata only; a plug is imported when it is chosen.
 """
 
 import ast
@@ -50,7 +50,10 @@ def get(kind: type[P], name: str) -> type[P]:
 
 
 def summary(kind: type[Plug], name: str) -> str:
-    """The first line of what the plug says of itself, read from its file without importing it."""
+    """The first line of what the plug says of itself, read from its file: the plug's module is not imported.
+
+    To find the file of an entry point, Python imports the packages that the module lies in.
+    """
     entry = _entries(kind.folder).get(name)
     if entry is not None:
         spec = importlib.util.find_spec(entry.module)

@@ -32,6 +32,7 @@ class Journal:
             self._database = sqlite3.connect(file, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute("PRAGMA recursive_triggers=ON")  # else REPLACE would pass the trigger on DELETE
             self._database.executescript(SCHEMA)
             for table in TABLES:
                 for change in ("UPDATE", "DELETE"):
@@ -42,9 +43,16 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise UsageError(f"{file} is not a journal that can be used: {error}") from error
 
-    def note(self, name: str, value: Any) -> None:
-        """Write a fact of the run once; a second value under the same name is refused by sqlite3.IntegrityError."""
-        self._database.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, json.dumps(value), time.time()))
+    def note(self, **facts: Any) -> None:
+        """Write facts of the run, all of them or none; a second value under a name raises sqlite3.IntegrityError."""
+        rows = [(name, json.dumps(value), time.time()) for name, value in facts.items()]
+        self._database.execute("BEGIN")
+        try:
+            self._database.executemany("INSERT INTO facts VALUES (?, ?, ?)", rows)
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
 
     def fact(self, name: str) -> Any:
         """The fact of that name, or None."""

@@ -48,9 +48,12 @@ class Runtime(Plug):
 
     @abstractmethod
     def script(self, schema: Schema, threads: int) -> str:
-        """The lines of `run.py` that load the model from `HERE` and call it: the import first, without temper.
+        """The lines of `run.py` that load the model and call it, without temper; the first one is the import.
 
-        Inputs are NumPy arrays under their own names; the flat outputs must end up in a sequence called `outputs`.
+        Before them stand `from pathlib import Path`, `import numpy`, `HERE`, the artifact's folder as a path, and
+        `inputs`, the NumPy arrays by the schema's names and in its order. The lines must leave the flat outputs, NumPy
+        arrays in the schema's order, in a sequence called `outputs`. Names of inputs are keys, never variables: any
+        name may occur.
         """
 
     @property

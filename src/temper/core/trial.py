@@ -8,7 +8,7 @@ from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 
-Outcome = Literal["measured", "dropped", "failed", "interrupted"]
+Outcome = Literal["measured", "dropped", "failed", "interrupted", "unfinished"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,8 @@ class Trial:
     """What was tried, what it cost and what came out.
 
     `measurements` holds, where they were taken: `score` and `drop` on the selection part, `latency_ratio` to the
-    run's anchor, `latency_s`, `size_bytes`, `memory_bytes`. A trial that failed says why in `reason`.
+    run's anchor, `latency_s`, `size_bytes`, `memory_bytes`. A trial that failed says why in `reason`; one that the
+    process did not survive is `interrupted`, one that the budget cut off `unfinished`, and both may be tried again.
     """
 
     number: int

@@ -42,7 +42,7 @@ def capture(model: nn.Module, call: Call, *, names: Sequence[str]) -> Graph:
 
     Raises: CaptureError naming the line of the user's code that is the reason, and the remedy.
     """
-    model = _own_copy(model)
+    model = own_copy(model)
     check_weights(model)
     expected, nesting, output_names = _reference(model, call)
     failure: Exception | None = None
@@ -89,7 +89,7 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
-def _own_copy(model: nn.Module) -> nn.Module:
+def own_copy(model: nn.Module) -> nn.Module:
     """A float32 copy on the CPU, which returns dicts where the model returns dataclasses."""
     try:
         own = copy.deepcopy(model).cpu().float()

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from onnxscript import opset21 as op
 
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
+from temper.core.schema import Schema, TensorSpec
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 
 OPSET = 21
@@ -32,8 +35,8 @@ def export_onnx(graph: Graph, file: Path) -> None:
                 module,
                 graph.example,
                 dynamo=True,
-                input_names=[spec.name for spec in graph.schema.inputs],
-                output_names=[spec.name for spec in graph.schema.outputs],
+                input_names=_unused("input", graph.schema.inputs),
+                output_names=_unused("output", graph.schema.outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
                 custom_translation_table={QUANTIZE: _quantize, DEQUANTIZE: _dequantize},
@@ -43,9 +46,37 @@ def export_onnx(graph: Graph, file: Path) -> None:
             cause = str(error.__cause__ or error).strip().split("\n", 1)[0]
             raise TrialError(f"the graph cannot be written as ONNX: {cause}") from error
     assert program is not None
+    _name(program.model.graph, graph.schema)
     model = program.model_proto
     onnx.checker.check_model(model)
     onnx.save_model(model, file)
+
+
+def _unused(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
+    """Names that no value inside has: the exporter does not look whether the names it is given are taken."""
+    return [f"temper.{kind}.{index}" for index in range(len(specs))]
+
+
+def _name(nodes: Any, schema: Schema) -> None:
+    """Give inputs and outputs their own names, and values inside, or outputs named like another, a suffix."""
+    values = [*nodes.inputs, *nodes.outputs, *nodes.initializers.values()]
+    values += [value for node in nodes.all_nodes() for value in node.outputs]
+    wanted = [spec.name for spec in (*schema.inputs, *schema.outputs)]
+    used = {value.name for value in values} | set(wanted)
+    ends = dict(zip((*nodes.inputs, *nodes.outputs), wanted))
+    for value in values:
+        if value not in ends and value.name in wanted:
+            value.name = _fresh(value.name, used)
+    given: set[str] = set()
+    for value, name in ends.items():
+        value.name = _fresh(name, used) if name in given else name
+        given.add(name)
+
+
+def _fresh(name: str, used: set[str]) -> str:
+    number = next(number for number in count(1) if f"{name}_{number}" not in used)
+    used.add(f"{name}_{number}")
+    return f"{name}_{number}"
 
 
 def _quantize(x: Any, scale: Any, zero_point: Any, axis: int | None) -> Any:

@@ -73,10 +73,28 @@ MOVEMENTS = (
 )
 """Operators whose outputs are some of their inputs' values, or zero: input and output share a quantizer's range."""
 PADS = (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
+PADS_WITH_OWN_VALUES = ("reflect", "replicate", "circular")
 
 
 def is_quantizer(node: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is FAKE_QUANTIZE
+
+
+def is_movement(node: object) -> bool:
+    """Whether the node only moves values or adds zeros; a pad with any other fill brings a value of its own."""
+    if not isinstance(node, Node) or node.op != "call_function" or node.target not in MOVEMENTS:
+        return False
+    if node.target not in PADS:
+        return True
+    mode, fill = _padding(node)
+    return mode in PADS_WITH_OWN_VALUES or (mode == "constant" and not fill)
+
+
+def _padding(pad: Node) -> tuple[object, object]:
+    """Mode and fill of a pad: pad(x, sizes, mode, value) or constant_pad_nd(x, sizes, value)."""
+    modes = ("mode",) if pad.target is torch.ops.aten.pad.default else ()
+    given = dict(zip((*modes, "value"), pad.args[2:])) | dict(pad.kwargs)
+    return given.get("mode", "constant"), given.get("value")
 
 
 def packed(graph: Graph) -> Graph:
@@ -97,21 +115,22 @@ def packed(graph: Graph) -> Graph:
 def _move_integers(module: GraphModule, quantized: Node) -> None:
     """Turn quantize(movement(dequantize(integers))) into movement(integers) where both grids are the same."""
     movement = quantized.args[0]
-    if not isinstance(movement, Node) or movement.op != "call_function" or movement.target not in MOVEMENTS:
+    if not isinstance(movement, Node) or not is_movement(movement):
         return
     source = movement.args[0]
     if not isinstance(source, Node) or source.target is not DEQUANTIZE or not _same_grid(module, source, quantized):
         return
-    arguments = (source.args[0], *movement.args[1:])
+    arguments, keywords = (source.args[0], *movement.args[1:]), movement.kwargs
     if movement.target in PADS:
-        if any(value not in (None, 0, 0.0, "constant") for value in movement.args[2:]):
+        if _padding(movement)[0] != "constant":
             return
         zero = tensor_of(module, quantized.args[2])
         assert zero is not None
         mode = ("constant",) if movement.target is torch.ops.aten.pad.default else ()
-        arguments = (*arguments[:2], *mode, int(zero))
+        arguments, keywords = (*arguments[:2], *mode, int(zero)), {}
+    assert callable(movement.target)
     with module.graph.inserting_before(quantized):
-        moved = module.graph.call_function(movement.target, arguments, movement.kwargs)
+        moved = module.graph.call_function(movement.target, arguments, keywords)
     quantized.replace_all_uses_with(moved)
     module.graph.erase_node(quantized)
 

@@ -56,7 +56,8 @@ _NAMED: dict[str, dict[str, Any]] = {
     for kind, of in (("dtype", torch.dtype), ("layout", torch.layout), ("memory_format", torch.memory_format))
 }
 _NAMES = {value: (kind, name) for kind, values in _NAMED.items() for name, value in values.items()}
-_IDENTIFIER, _PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+# `torch.fx` writes a part of a path that is no identifier between double quotes: ASCII without `"` and `\` stays there.
+_IDENTIFIER, _PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[ -!#-\[\]-~]+")
 
 
 def save(graph: Graph, folder: Path) -> None:
@@ -204,7 +205,7 @@ def _loaded_module(fields: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> G
 
 def _owner(root: nn.Module, name: Any) -> tuple[nn.Module, str]:
     """The module that a dotted name belongs to, made if need be, and the last part of the name."""
-    if not isinstance(name, str) or not _PATH.fullmatch(name):
+    if not isinstance(name, str) or not _PATH.fullmatch(name) or "" in name.split("."):
         raise ArtifactError(f"{name!r} is no name for a tensor or module")
     *path, leaf = name.split(".")
     owner = root

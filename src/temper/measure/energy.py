@@ -9,7 +9,8 @@ import numpy as np
 from temper.core.goal import Conditions
 from temper.core.measurement import Measurement
 from temper.hardware.cores import lease
-from temper.measure.loaded import LOAD_S, loaded
+from temper.measure.loaded import Deadline, loaded
+from temper.measure.statistics import median_interval
 
 POWERCAP = Path("/sys/class/powercap")
 BLOCKS, BLOCK_S = 10, 0.5
@@ -32,7 +33,7 @@ class EnergyCounters:
         return cls(packages=tuple(folder for folder in found if _readable(folder / "energy_uj")))
 
     def measure(self, block: Callable[[], int]) -> Measurement:
-        """Joules a call: `block` runs the model for a while and says how many calls that were.
+        """Joules a call: `block` runs the model for a while and says how many calls that were. The median over blocks.
 
         Without counters the measurement says `unavailable`, and can satisfy no limit.
         """
@@ -46,26 +47,34 @@ class EnergyCounters:
             calls = block()
             spent = sum(_difference(before[folder], _counted(folder), folder) for folder in self.packages)
             per_call.append(spent * 1e-6 / calls)
-        low, high = np.percentile(per_call, [2.5, 97.5])
-        return Measurement(
-            value=float(np.median(per_call)), lower=float(low), upper=float(high), unit="J", samples=BLOCKS
-        )
+        low, high = median_interval(per_call)
+        return Measurement(value=float(np.median(per_call)), lower=low, upper=high, unit="J", samples=BLOCKS)
 
 
 def energy(
-    artifact: Path, inputs: Sequence[Path], conditions: Conditions, *, log: Path, memory_bytes: int
+    artifact: Path,
+    inputs: Sequence[Path],
+    conditions: Conditions,
+    *,
+    log: Path,
+    memory_bytes: int,
+    time_s: float | None = None,
 ) -> Measurement:
-    """Joules a call of the whole processor package while the artifact runs on leased cores."""
+    """Joules a call of the whole processor package while the artifact runs on leased cores.
+
+    Raises: WorkerError if the process fails, or all takes longer than `time_s` from when the cores are free.
+    """
     counters = EnergyCounters.find()
     if not counters.packages:
         return counters.measure(lambda: 1)
-    with (
-        lease(conditions.threads) as cores,
-        loaded(artifact, inputs, conditions, log=log, memory_bytes=memory_bytes, cores=cores) as worker,
-    ):
-        first = float(np.median(worker.call("block", time_s=LOAD_S, calls=10)["seconds"]))
-        calls = max(1, round(BLOCK_S / first))
-        return counters.measure(lambda: len(worker.call("block", time_s=LOAD_S, calls=calls)["seconds"]))
+    with lease(conditions.threads) as cores:
+        deadline = Deadline(time_s)
+        with loaded(
+            artifact, inputs, conditions, log=log, memory_bytes=memory_bytes, cores=cores, time_s=time_s
+        ) as worker:
+            first = float(np.median(worker.call("block", time_s=deadline.left(), calls=10)["seconds"]))
+            calls = max(1, round(BLOCK_S / first))
+            return counters.measure(lambda: len(worker.call("block", time_s=deadline.left(), calls=calls)["seconds"]))
 
 
 def _readable(file: Path) -> bool:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from temper.core.goal import Conditions
 from temper.core.measurement import Measurement
 from temper.hardware.cores import lease
-from temper.measure.loaded import LOAD_S, loaded
-from temper.measure.statistics import latency_ratio
+from temper.measure.loaded import Deadline, loaded
+from temper.measure.statistics import latency_ratio, median_interval
 from temper.measure.worker import Worker
 
 WARM_UP_BLOCKS = 30
@@ -31,13 +31,14 @@ class Timing:
     disturbed: int
 
     def latency(self) -> Measurement:
-        """Seconds a call: the median, with the interval between the 2.5th and 97.5th percentile of block medians."""
-        p50, p90, p99 = np.percentile(self.calls, [50, 90, 99])
-        low, high = np.percentile(self.blocks, [2.5, 97.5])
-        details = {"p50": float(p50), "p90": float(p90), "p99": float(p99), "disturbed_rounds": self.disturbed}
-        return Measurement(
-            value=float(p50), lower=float(low), upper=float(high), unit="s", samples=len(self.calls), details=details
-        )
+        """Seconds a call: p50 is the median over the blocks' medians, with a bootstrap interval over the blocks.
+
+        Calls within a block resemble each other, so blocks are what is resampled. p90 and p99 are those of single calls.
+        """
+        p50, (low, high) = float(np.median(self.blocks)), median_interval(self.blocks)
+        p90, p99 = np.percentile(self.calls, [90, 99])
+        details = {"p50": p50, "p90": float(p90), "p99": float(p99), "disturbed_rounds": self.disturbed}
+        return Measurement(value=p50, lower=low, upper=high, unit="s", samples=len(self.calls), details=details)
 
     def ratio_to(self, other: "Timing", noise_floor: float = 0.0) -> Measurement:
         """This contestant's latency over the other's, with a bootstrap interval over the rounds that both were in."""
@@ -61,42 +62,52 @@ def interleaved(
     block_s: float,
     log: Path,
     memory_bytes: int,
+    time_s: float | None = None,
 ) -> list[Timing]:
     """Time the artifacts against each other, in the order given; the same folder may stand in the list twice.
 
     Every contestant has a process of its own, all of them on the same leased cores; in each round every one runs a
     block of at least `block_s` seconds while the others wait, in an order that turns around from round to round.
     Rounds in which the processor was taken away (seen by its own time against the clock's) are repeated, at most as
-    often again as there are rounds.
+    often again as there are rounds. Raises: WorkerError if a process fails, or all takes longer than `time_s` from
+    when the cores are free.
     """
     with lease(conditions.threads) as cores, ExitStack() as stack:
-        workers = [
-            stack.enter_context(loaded(each, inputs, conditions, log=log, memory_bytes=memory_bytes, cores=cores))
-            for each in artifacts
-        ]
-        return alternated(workers, rounds=rounds, block_s=block_s, one_thread=conditions.threads == 1)
+        deadline = Deadline(time_s)
+        workers = []
+        for each in artifacts:
+            left = None if time_s is None else deadline.left()
+            worker = loaded(each, inputs, conditions, log=log, memory_bytes=memory_bytes, cores=cores, time_s=left)
+            workers.append(stack.enter_context(worker))
+        one_thread = conditions.threads == 1
+        return alternated(workers, rounds=rounds, block_s=block_s, one_thread=one_thread, deadline=deadline)
 
 
-def alternated(workers: Sequence[Worker], *, rounds: int, block_s: float, one_thread: bool) -> list[Timing]:
+def alternated(
+    workers: Sequence[Worker], *, rounds: int, block_s: float, one_thread: bool, deadline: Deadline | None = None
+) -> list[Timing]:
     """Warm up the workers, which answer `block(calls)`, then time them in turn."""
-    calls = [_warm_up(worker, block_s) for worker in workers]
-    return _rounds(workers, calls, rounds=rounds, one_thread=one_thread)
+    deadline = deadline or Deadline()
+    calls = [_warm_up(worker, block_s, deadline) for worker in workers]
+    return _rounds(workers, calls, rounds=rounds, one_thread=one_thread, deadline=deadline)
 
 
-def _warm_up(worker: Worker, block_s: float) -> int:
+def _warm_up(worker: Worker, block_s: float, deadline: Deadline) -> int:
     """Run blocks until two in a row agree; how many calls make a block of at least `block_s` seconds."""
-    first = float(np.median(worker.call("block", time_s=LOAD_S, calls=2)["seconds"]))
+    first = float(np.median(worker.call("block", time_s=deadline.left(), calls=2)["seconds"]))
     calls = int(np.clip(block_s / first, 1, 2000))
     before = np.inf
     for _ in range(WARM_UP_BLOCKS):
-        now = float(np.median(worker.call("block", time_s=LOAD_S, calls=calls)["seconds"]))
+        now = float(np.median(worker.call("block", time_s=deadline.left(), calls=calls)["seconds"]))
         if abs(now - before) < STEADY * before:
             break
         before = now
     return int(np.clip(np.ceil(block_s / now), 1, 2000))
 
 
-def _rounds(workers: Sequence[Worker], calls: Sequence[int], *, rounds: int, one_thread: bool) -> list[Timing]:
+def _rounds(
+    workers: Sequence[Worker], calls: Sequence[int], *, rounds: int, one_thread: bool, deadline: Deadline
+) -> list[Timing]:
     medians: list[list[float]] = [[] for _ in workers]
     singles: list[list[float]] = [[] for _ in workers]
     disturbed = 0
@@ -107,7 +118,7 @@ def _rounds(workers: Sequence[Worker], calls: Sequence[int], *, rounds: int, one
         for index in order:
             # The first calls after a pause find cold caches; they are made and thrown away.
             settle = 0 if calls[index] == 1 else max(1, calls[index] // 8)
-            block = workers[index].call("block", time_s=LOAD_S, calls=calls[index] + settle)
+            block = workers[index].call("block", time_s=deadline.left(), calls=calls[index] + settle)
             blocks[index] = (block["seconds"][settle:], block["processor_share"])
         if one_thread and disturbed < rounds and any(share < UNDISTURBED for _, share in blocks.values()):
             disturbed += 1

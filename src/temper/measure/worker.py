@@ -17,6 +17,10 @@ from temper.core import errors
 from temper.core.errors import HostError, TemperError, WorkerError
 
 POLL_S = 0.1
+GRACE_S = 5.0
+"""How long a process that hung up may take to end."""
+LAST_LINES, LOG_TAIL_BYTES = 4, 8192
+"""What of the log stands in the message when a process dies."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 HOST_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -124,10 +128,19 @@ class Worker:
             )
 
     def _obituary(self, command: str) -> str:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=GRACE_S)
+        except subprocess.TimeoutExpired:  # it closed its end and lives on, of no use to anybody
+            self._kill()
+            code = self._process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        last = self.log.read_text(errors="replace").strip().rsplit("\n", 1)[-1][:200]
-        return f"the process {how} during {command!r}; its last words: {last or 'none'} (log: {self.log})"
+        return f"the process {how} during {command!r}; its last words: {self._last_words() or 'none'} (log: {self.log})"
+
+    def _last_words(self) -> str:
+        """The last lines of the log, in one: the log itself may lie in a folder that is gone when this is read."""
+        written = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        lines = [" ".join(line.split()) for line in written.splitlines() if line.strip()]
+        return " | ".join(line[:200] for line in lines[-LAST_LINES:])
 
 
 def _as_error(answer: dict[str, Any], command: str) -> TemperError:

@@ -55,7 +55,7 @@ def bench(contestants: Sequence[str], conditions: Conditions, *, rounds: int, te
                     artifact = Artifact.open(folder)
                     found[f"{name}: {Recipe.from_json(artifact.recipe)}"] = artifact.folder
                 elif ":" in name:
-                    found |= _built(workshop, name, tell)
+                    found |= _built(RunFolder(place.root / f"task-{len(found)}"), name, conditions, tell)
                 else:
                     raise UsageError(f"{name!r} is neither a folder with an artifact nor a task such as file.py:name")
             tell(f"timing {len(found)} contestants in {rounds} interleaved rounds")
@@ -74,18 +74,18 @@ def _is_artifact(folder: Path) -> bool:
     return any((each / MANIFEST).is_file() for each in (folder, folder / "artifact"))
 
 
-def _built(workshop: Workshop, reference: str, tell: Callable[[str], None]) -> dict[str, Path]:
-    """The task's unchanged model on every runtime that can run it."""
-    task = load_task(reference)
-    prepared = prepare(task, workshop.goal, 0, workshop.folder, tell)
+def _built(place: RunFolder, reference: str, conditions: Conditions, tell: Callable[[str], None]) -> dict[str, Path]:
+    """The task's unchanged model on every runtime that can run it; each task has a folder and processes of its own."""
+    goal = Goal(conditions=conditions)
+    prepared = prepare(load_task(reference), goal, 0, place, tell)
     built = {}
-    for name in prepared.target.runtimes:
-        recipe = Recipe(runtime=catalog.get(Runtime, name)())
-        place = workshop.folder.root / "built" / f"{prepared.fingerprint['model']}-{name}"
-        try:
-            workshop.build(recipe, place, time_s=BUILD_S)
-        except TrialError as error:
-            tell(f"{reference} on {name}: {error}")
-            continue
-        built[f"{reference}: {recipe}"] = place
+    with Workshop(place, goal, prepared.target, seed=0) as workshop:
+        for number, name in enumerate(prepared.target.runtimes):
+            recipe = Recipe(runtime=catalog.get(Runtime, name)())
+            try:
+                workshop.build(recipe, place.trial(number), time_s=BUILD_S)
+            except TrialError as error:
+                tell(f"{reference} on {name}: {error}")
+                continue
+            built[f"{reference}: {recipe}"] = place.trial(number)
     return built

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from temper.core.artifact import Artifact
-from temper.core.errors import TrialError
+from temper.core.errors import HostError, MissingExtra, TemperError
 from temper.core.frontier import baseline
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
@@ -30,7 +30,8 @@ def evaluate(
 ) -> Trial:
     """Make and measure one trial; whatever goes wrong with it is its outcome, not an error.
 
-    Raises: HostError if the machine cannot go on, such as with a full disk; MetricError if the user's metric fails.
+    The metric has scored the original by now, so where it fails on the candidate's outputs, that is the trial's fault.
+    Raises: HostError if the machine cannot go on, such as with a full disk.
     """
     began = time.monotonic()
     measurements: dict[str, Measurement] = {}
@@ -64,7 +65,11 @@ def evaluate(
         outputs = workshop.predict(folder, subject.part, 0, len(subject.examples), time_s=left())
         quality = subject.compare(outputs, workshop.goal.max_drop)
         measurements |= {"score": quality.score, "drop": quality.drop}
-    except TrialError as error:
+    except HostError as error:
+        if not isinstance(error, MissingExtra):
+            raise
+        return ended("failed", str(error))
+    except TemperError as error:
         return ended("failed", str(error))
     return ended("measured")
 
@@ -78,7 +83,7 @@ def counted_bytes(artifact: Path) -> Measurement:
 def _latency(workshop: Workshop, folder: Path, part: str, history: Sequence[Trial]) -> dict[str, Measurement]:
     """Latency, and its ratio to the run's anchor: the first trial that was measured."""
     anchor = next((trial for trial in history if trial.measured), None)
-    contestants = [folder] if anchor is None else [workshop.folder.trial(anchor.number), folder]
+    contestants = [folder] if anchor is None else [workshop.artifact_of(anchor), folder]
     timings = workshop.time(contestants, part, rounds=ROUNDS, block_s=BLOCK_S)
     ratio = timings[-1].ratio_to(timings[0])
     return {"latency_s": timings[-1].latency(), "latency_ratio": ratio}

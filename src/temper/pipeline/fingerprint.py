@@ -9,16 +9,18 @@ from torch import nn
 
 from temper.core.data import Parts
 from temper.core.goal import Goal
+from temper.core.graph import Graph
 from temper.core.metric import Metric
 from temper.core.schema import Array
 
 
-def fingerprint(module: nn.Module, parts: Parts, metric: Metric, goal: Goal, seed: int) -> dict[str, str]:
+def fingerprint(module: nn.Module, graph: Graph, parts: Parts, metric: Metric, goal: Goal, seed: int) -> dict[str, str]:
     """A digest of each ingredient, so that a refusal can name the one that changed."""
     weights = ((name, tensor.detach().cpu().float().numpy()) for name, tensor in module.state_dict().items())
     prints = {
         "model": _digest(weights),
-        "metric": metric.name,
+        "graph": hashlib.sha256(graph.module.code.encode()).hexdigest()[:16],
+        "metric": f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better",
         "goal": json.dumps(goal.to_json(), sort_keys=True),
         "seed": str(seed),
     }

@@ -1,15 +1,10 @@
 """The straight line: a task, a goal and a budget in; an artifact, its proof and the frontier out."""
 
-import errno
 import json
-import shlex
 import shutil
-import signal
-import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,8 @@ from temper.core import artifact as artifacts
 from temper.core import catalog
 from temper.core.artifact import Artifact
 from temper.core.context import Context
-from temper.core.errors import BudgetError, HostError, TaskError, UsageError
+from temper.core.errors import TemperError
 from temper.core.facts import Fact
-from temper.core.frontier import baseline, frontier
 from temper.core.goal import Goal
 from temper.core.graph import Graph
 from temper.core.journal import Journal
@@ -34,9 +28,20 @@ from temper.core.technique import Technique
 from temper.core.trial import Trial
 from temper.hardware import cores
 from temper.hardware.detect import missing_runtimes
+from temper.pipeline.bookkeeping import (
+    check_measured,
+    close_unfinished,
+    command,
+    counted,
+    frozen,
+    outcome,
+    remember,
+    untried_runtimes,
+)
 from temper.pipeline.budget import Budget, budgeted
 from temper.pipeline.choose import Choice, choose
 from temper.pipeline.evaluate import evaluate
+from temper.pipeline.interruptions import host_errors, interruptible
 from temper.pipeline.prepare import Prepared, prepare
 from temper.pipeline.prove import digest
 from temper.pipeline.run_folder import RunFolder, opened
@@ -88,53 +93,70 @@ def optimize(
     cores.check(goal.conditions.threads)
     tell = tell or _tell_on_stderr
     reference = task if isinstance(task, str) else None
-    with _host_errors():
+    with host_errors():
         loaded = load_task(task) if isinstance(task, str) else task
         folder = opened(Path(out), resume=resume)
-        journal = Journal(folder.journal)
-        try:
-            if journal.fact("proof") is not None:
-                tell(f"{folder.root}: this run is finished; nothing to resume")
+        with folder.locked():
+            prepared = _prepared(loaded, goal, seed, folder, resume=resume, tell=tell)
+            words = command(reference, goal, folder.root, budget, trials, seed, allow_unproven=allow_unproven)
+            journal = Journal(folder.journal)
+            try:
+                remember(journal, prepared, goal, seed, words)
+                if journal.fact("proof") is None:
+                    limit = budgeted(budget, trials, sum(trial.cost_s for trial in journal.trials()))
+                    with Workshop(folder, goal, prepared.target, seed) as workshop:
+                        _search(workshop, journal, prepared, limit, search, tell)
+                        choice = _prove(workshop, journal, prepared, allow_unproven, tell)
+                    _ship(folder, journal, prepared, choice)
+                else:
+                    tell(f"{folder.root}: this run is finished; nothing to resume")
                 return _finished(folder, journal, goal)
-            for sentence in missing_runtimes().values():
-                tell(sentence)
-            prepared = prepare(loaded, goal, seed, folder, tell)
-            _remember(journal, prepared, goal, seed, _command(reference, goal, folder, budget, trials, seed))
-            spent = sum(trial.cost_s for trial in journal.trials())
-            limit = budgeted(budget, trials, spent)
-            with Workshop(folder, goal, prepared.target, seed) as workshop:
-                _search(workshop, journal, prepared, limit, search, tell)
-                choice = _prove(workshop, journal, prepared, allow_unproven, tell)
-            _ship(folder, journal, prepared, choice, goal, seed)
-            folder.tidy()
-            return _finished(folder, journal, goal)
-        finally:
-            journal.close()
+            finally:
+                journal.close()
+
+
+def _prepared(task: Task, goal: Goal, seed: int, folder: RunFolder, *, resume: bool, tell: Tell) -> Prepared:
+    """The task, checked; a new run whose task is at fault leaves no folder behind, so that it can be called again."""
+    for sentence in missing_runtimes().values():
+        tell(sentence)
+    try:
+        return prepare(task, goal, seed, folder, tell)
+    except TemperError:
+        if not resume:
+            shutil.rmtree(folder.root, ignore_errors=True)
+        raise
 
 
 def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Budget, search: str, tell: Tell) -> None:
-    """Ask for recipes and try them until the budget ends, nothing is left to propose, or someone presses Ctrl-C."""
+    """Ask for recipes and try them until the budget ends, nothing is left to propose, or someone presses Ctrl-C.
+
+    Once the proof was opened there is no more searching, whatever the budget: its data would guide it.
+    """
+    close_unfinished(journal)
+    if journal.fact("frozen") is not None:
+        tell("the proof of this run was opened before: its candidates stay as they are")
+        return
     space = space_of(prepared.graph, prepared.target, workshop.goal, workshop.seed, prepared.calibration)
     strategy = catalog.get(Search, search)()
-    _close_unfinished(journal)
     on_selection = subject(
         prepared.module, prepared.parts.selection, "selection", prepared.metric, prepared.graph.schema, workshop.seed
     )
-    with _interruptible(tell) as interrupted:
-        while budget.allows(len(_counted(journal))) and not interrupted():
-            history = journal.trials()
-            recipe = strategy.propose(space, _counted(journal))
+    with interruptible(tell) as interrupted:
+        while budget.allows(len(counted(journal))) and not interrupted():
+            recipe = strategy.propose(space, counted(journal))
             if recipe is None:
                 break
             number = journal.start(recipe)
             tell(f"trial {number}: {recipe}")
             try:
-                trial = evaluate(workshop, on_selection, number, recipe, history, time_s=budget.trial_s())
+                trial = evaluate(workshop, on_selection, number, recipe, journal.trials(), time_s=budget.trial_s())
             except KeyboardInterrupt:
                 break
+            if trial.outcome == "failed" and budget.left_s() <= 0:
+                trial = replace(trial, outcome="unfinished", reason=f"the budget ended: {trial.reason}")
             journal.end(trial)
-            tell(f"trial {number}: {_outcome(trial, journal.trials(), workshop.goal)}")
-    _check_measured(journal.trials(), budget)
+            tell(f"trial {number}: {outcome(trial, journal.trials(), workshop.goal)}")
+    check_measured(journal)
 
 
 def space_of(graph: Graph, target: Target, goal: Goal, seed: int, calibration: tuple[Any, ...] | None) -> Space:
@@ -152,19 +174,22 @@ def space_of(graph: Graph, target: Target, goal: Goal, seed: int, calibration: t
 
 
 def _prove(workshop: Workshop, journal: Journal, prepared: Prepared, allow_unproven: bool, tell: Tell) -> Choice:
+    candidates = frozen(journal, workshop.goal)
     on_proof = subject(
         prepared.module, prepared.parts.proof, "proof", prepared.metric, prepared.graph.schema, workshop.seed
     )
-    return choose(workshop, on_proof, journal.trials(), allow_unproven=allow_unproven, tell=tell)
+    return choose(workshop, on_proof, candidates, journal.trials(), allow_unproven=allow_unproven, tell=tell)
 
 
-def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choice, goal: Goal, seed: int) -> None:
-    """Put artifact and baseline in their places, with proof and report, and note the proof last of all."""
+def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choice) -> None:
+    """Put artifact and baseline in their places, with the proof, and note it last of all."""
+    untried = untried_runtimes(journal, prepared.target.runtimes)
+    short = [f"The search ended before these runtimes were tried with the unchanged model: {', '.join(untried)}"]
     proof = Proof(
         task=prepared.name,
         metric=prepared.metric.name,
-        goal=goal,
-        seed=seed,
+        goal=prepared.goal,
+        seed=journal.fact("seed"),
         fingerprint=prepared.fingerprint,
         examples=len(prepared.parts.proof),
         rows=choice.rows,
@@ -172,7 +197,7 @@ def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choic
         steps=choice.steps,
         predictions=digest(choice.tested.outputs),
         environment=prepared.target.to_json(),
-        notes=(choice.reason, *prepared.parts.notes),
+        notes=(choice.reason, *(short if untried else ()), *prepared.parts.notes),
     )
     for place, tested in ((folder.artifact, choice.tested), (folder.baseline, choice.baseline)):
         shutil.rmtree(place, ignore_errors=True)
@@ -181,131 +206,20 @@ def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choic
         np.save(file, output, allow_pickle=False)
     (folder.artifact / artifacts.PROOF).write_text(json.dumps(proof.to_json(), indent=2), encoding="utf-8")
     artifacts.seal(folder.artifact)
-    journal.note("proof", proof.to_json())
-    write_report(journal, folder.report)
+    journal.note(proof=proof.to_json())
 
 
 def _finished(folder: RunFolder, journal: Journal, goal: Goal) -> Result:
+    """The result of a run whose proof is noted; its report is written if it is not there yet."""
+    if not folder.report.exists():
+        write_report(journal, folder.report)
+    folder.tidy()
     return Result(
         folder=folder.root,
         artifact=Artifact.open(folder.artifact),
         proof=Proof.from_json(journal.fact("proof")),
-        frontier=tuple(frontier(journal.trials(), goal)),
+        frontier=tuple(frozen(journal, goal)),
     )
-
-
-def _remember(journal: Journal, prepared: Prepared, goal: Goal, seed: int, command: str) -> None:
-    """Note what the run is about; on resuming, refuse another task."""
-    known = journal.fact("fingerprint")
-    if known is not None:
-        changed = [name for name in known if known[name] != prepared.fingerprint.get(name)]
-        if changed:
-            raise UsageError(
-                f"this folder holds the run of another task: {', '.join(changed)} differ. Resume it with the task, "
-                "goal and seed that it was started with, or start a new run in another folder"
-            )
-        return
-    journal.note("fingerprint", prepared.fingerprint)
-    journal.note("command", command)
-    journal.note("goal", goal.to_json())
-    journal.note("seed", seed)
-    journal.note("target", prepared.target.to_json())
-    journal.note("missing", missing_runtimes())
-    journal.note("task", prepared.to_json())
-
-
-def _counted(journal: Journal) -> list[Trial]:
-    """The trials that need not be tried again: one that was interrupted gets a second chance, not a third."""
-    trials = journal.trials()
-    interrupted = [trial.recipe.key for trial in trials if trial.outcome == "interrupted"]
-    return [trial for trial in trials if trial.outcome != "interrupted" or interrupted.count(trial.recipe.key) > 1]
-
-
-def _close_unfinished(journal: Journal) -> None:
-    for number, recipe in journal.unfinished():
-        reason = "the run was stopped during this trial"
-        journal.end(Trial(number=number, recipe=recipe, outcome="interrupted", reason=reason))
-
-
-def _check_measured(trials: Sequence[Trial], budget: Budget) -> None:
-    if any(trial.measured and not trial.recipe.techniques for trial in trials):
-        return
-    if budget.left_s() <= 0 or not trials:
-        raise BudgetError(
-            "the search ended before a first trial was measured: give it more time, such as --budget 10m; "
-            "what was done is kept, so --resume goes on from here"
-        )
-    reasons = "; ".join(f"{trial.recipe}: {trial.reason}" for trial in trials if trial.reason)
-    raise TaskError(f"no runtime could run the unchanged model, so there is nothing to compare with. {reasons}")
-
-
-def _outcome(trial: Trial, trials: Sequence[Trial], goal: Goal) -> str:
-    """How a trial ended, its latency relative to the best float runtime so far."""
-    best = baseline(trials, goal)
-    if not trial.measured or best is None:
-        return f"{trial.outcome}: {trial.reason}"
-    ratio = trial.measurements["latency_ratio"].value / best.measurements["latency_ratio"].value
-    size = trial.measurements["size_bytes"].value / 1e6
-    kept = "" if trial.within(goal) else ", outside of the limits"
-    drop = f"drop {trial.drop.value:+.4f}"
-    return f"{ratio:.2f} of the latency of the best float runtime so far, {drop}, {size:.2f} MB{kept}"
-
-
-@contextmanager
-def _interruptible(tell: Tell) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C ends the search after closing the trial in flight; from then on it is Python's own again."""
-    pressed = False
-
-    def press(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tell("stopping: the best so far will be proven; press Ctrl-C again to leave now and --resume later")
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGINT, press)
-    except ValueError:  # not the main thread: Ctrl-C arrives elsewhere
-        yield lambda: False
-        return
-    try:
-        yield lambda: pressed
-    except KeyboardInterrupt:
-        if not pressed:
-            raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _host_errors() -> Iterator[None]:
-    """A full or read-only disk, said in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise HostError(
-            f"{error.strerror}: {error.filename or 'the run folder'}. Free some space or choose another folder; "
-            "what was done is kept, so --resume goes on from here"
-        ) from error
-    except sqlite3.OperationalError as error:
-        raise HostError(f"the journal cannot be written: {error}. Free some space, then go on with --resume") from error
-
-
-def _command(
-    reference: str | None, goal: Goal, folder: RunFolder, budget: str | float, trials: int | None, seed: int
-) -> str:
-    """The command that repeats the run; further limits can only be given in Python, and are named there."""
-    words = ["temper", "optimize", reference or "TASK", "--out", str(folder.root), "--minimize", goal.minimize]
-    words += [
-        "--max-drop",
-        f"{goal.max_drop:g}",
-        *(("--budget", str(budget)) if trials is None else ("--trials", str(trials))),
-    ]
-    words += ["--threads", str(goal.conditions.threads), "--batch", str(goal.conditions.batch), "--seed", str(seed)]
-    limits = f"  # with limits={dict(goal.limits)}, from Python" if goal.limits else ""
-    return shlex.join(words) + limits
 
 
 def _tell_on_stderr(line: str) -> None:

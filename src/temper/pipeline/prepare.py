@@ -1,19 +1,20 @@
 """From a task to everything that the search needs: parts of the data, the graph, the target, all in the run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from temper.core.data import Parts
+from temper.core.data import Examples, Parts
+from temper.core.errors import CaptureError, UsageError
 from temper.core.goal import Goal
 from temper.core.graph import Graph
 from temper.core.metric import Metric
 from temper.core.schema import Array
 from temper.core.target import Target
 from temper.core.task import Task
-from temper.graph.capture import capture, check_weights
+from temper.graph.capture import capture, own_copy
 from temper.graph.cost import cost
 from temper.graph.storage import save
 from temper.hardware.detect import this_host
@@ -69,14 +70,13 @@ def prepare(task: Task, goal: Goal, seed: int, folder: RunFolder, tell: Callable
 
     Raises: TaskError and its kin, naming what is wrong with the task.
     """
-    module = task.module()
-    check_weights(module)
+    module = own_copy(task.module())
     metric = resolve(task.metric)
     parts = materialize(task.data, seed=seed, needs_targets=metric.needs_targets)
     for note in parts.notes:
         tell(f"data: {note}")
     names = input_names(module, parts.proof)
-    graph = capture(module, call_of(parts.selection, EXAMPLE_BATCH), names=names)
+    graph = _captured(module, parts.selection, names, goal.conditions.batch)
     save(graph, folder.fresh(folder.graph))
     for part in ("calibration", "selection", "proof"):
         examples = getattr(parts, part)
@@ -92,6 +92,28 @@ def prepare(task: Task, goal: Goal, seed: int, folder: RunFolder, tell: Callable
         parts=parts,
         graph=graph,
         target=this_host(),
-        fingerprint=fingerprint(module, parts, metric, goal, seed),
+        fingerprint=fingerprint(module, graph, parts, metric, goal, seed),
         goal=goal,
     )
+
+
+def _captured(module: nn.Module, examples: Examples, names: Sequence[str], batch: int) -> Graph:
+    """The graph with a dynamic batch; if the model forbids that, with the batch that it is measured at.
+
+    Raises: CaptureError; UsageError if the model takes one batch only, and another is to be measured.
+    """
+    try:
+        graph = capture(module, call_of(examples, EXAMPLE_BATCH), names=names)
+    except CaptureError:
+        if batch == EXAMPLE_BATCH:
+            raise
+        return capture(module, call_of(examples, batch), names=names)
+    if graph.schema.batch in (None, batch):
+        return graph
+    try:
+        return capture(module, call_of(examples, batch), names=names)
+    except CaptureError as error:
+        raise UsageError(
+            f"{type(module).__name__} takes a batch of {graph.schema.batch} only, and a batch of {batch} is to be "
+            f"measured: ask for it with --batch {graph.schema.batch}"
+        ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from temper.core.errors import TrialError
+from temper.core.errors import HostError, TemperError
 from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.proof import Judgement, Row, Verdict
@@ -42,7 +42,7 @@ class Tested:
 
 def tested_in_order(
     workshop: Workshop, subject: Subject, candidates: Sequence[Trial]
-) -> tuple[list[Tested], TrialError | None]:
+) -> tuple[list[Tested], TemperError | None]:
     """Test the candidates' quality at 5 % each, from safest to boldest, and stop at the first that is not accepted.
 
     Because the order was fixed before the data was seen, the chance that any accepted one is in truth beyond the
@@ -54,8 +54,10 @@ def tested_in_order(
     tested: list[Tested] = []
     for trial in candidates:
         try:
-            tested.append(tested_quality(workshop, subject, workshop.folder.trial(trial.number), trial.recipe))
-        except TrialError as error:
+            tested.append(tested_quality(workshop, subject, workshop.artifact_of(trial), trial.recipe))
+        except HostError:
+            raise
+        except TemperError as error:
             if not tested:
                 raise
             return tested, error

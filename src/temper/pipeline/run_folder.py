@@ -1,8 +1,10 @@
 """The folder of a run: where everything lies that one `optimize` reads and writes."""
 
+import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from temper.core.artifact import REPORT
 from temper.core.errors import HostError, UsageError
 from temper.core.schema import Array
 
-JOURNAL = "journal.sqlite"
+JOURNAL, LOCK = "journal.sqlite", ".lock"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,16 @@ class RunFolder:
         folder.mkdir(parents=True)
         return folder
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process. Raises: UsageError if another one works on it."""
+        with (self.root / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another process is working on the run in {self.root}: wait until it ends") from None
+            yield
+
     def tidy(self) -> None:
         """Remove what only the search needed: stored examples, graph and trial artifacts."""
         shutil.rmtree(self.root / "work", ignore_errors=True)
@@ -85,10 +97,11 @@ def opened(root: Path, *, resume: bool) -> RunFolder:
     Raises: UsageError if it exists and the run is new, or holds no run to resume; HostError if it cannot be written.
     """
     folder = RunFolder(root)
-    if resume and not folder.journal.exists():
+    begun = folder.journal.exists() or (root / LOCK).exists()
+    if resume and not begun:
         raise UsageError(f"{root} holds no run to resume: there is no {JOURNAL} in it. Leave out --resume to start one")
     if not resume and root.exists() and (not root.is_dir() or any(root.iterdir())):
-        hint = "add --resume to go on with the run in it, or choose another folder" if folder.journal.exists() else ""
+        hint = "add --resume to go on with the run in it, or choose another folder" if begun else ""
         raise UsageError(f"{root} exists and is not empty: {hint or 'choose another folder'}")
     try:
         root.mkdir(parents=True, exist_ok=True)

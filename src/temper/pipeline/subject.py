@@ -38,7 +38,9 @@ class Subject:
 
         Raises: TrialError if the outputs have other shapes than the original's, or are not finite where those are.
         """
-        for spec, output, expected in zip(self.schema.outputs, outputs, self.original, strict=True):
+        if len(outputs) != len(self.original):
+            raise TrialError(f"{len(outputs)} outputs came back, and the original has {len(self.original)}")
+        for spec, output, expected in zip(self.schema.outputs, outputs, self.original):
             if output.shape != expected.shape:
                 raise TrialError(f"output {spec.name!r} has shape {output.shape}, and the original's {expected.shape}")
             broken = int((~np.isfinite(output) & np.isfinite(expected)).sum()) if output.dtype.kind == "f" else 0
@@ -58,7 +60,7 @@ class Subject:
 
 
 def subject(module: nn.Module, examples: Examples, part: str, metric: Metric, schema: Schema, seed: int) -> Subject:
-    """Run the user's own module, in evaluation mode, over the examples.
+    """Run the user's own module, in float32 and evaluation mode, over the examples.
 
     Raises: DataError if a label does not fit the outputs; MetricError if the metric cannot score the original.
     """
@@ -72,24 +74,38 @@ def subject(module: nn.Module, examples: Examples, part: str, metric: Metric, sc
 
 
 def original_outputs(module: nn.Module, examples: Examples, fixed_batch: int | None) -> tuple[Array, ...]:
-    """The flat outputs (examples, ...) of the user's module, in batches.
+    """The flat outputs (examples, ...) of the module, in batches.
 
-    Raises: TaskError for an output without the batch as its first axis, or of a dtype that NumPy lacks.
+    Raises: TaskError if forward fails on some examples, for an output without the batch as its first axis, or for one
+    of a dtype that NumPy lacks.
     """
     batch = fixed_batch or PREDICTION_BATCH
     chunks = []
-    module.eval()
     threads = torch.get_num_threads()
     torch.set_num_threads(working_threads())
-    with torch.inference_mode():
+    try:
         for start in range(0, len(examples), batch):
-            part = examples.take(np.arange(start, min(start + batch, len(examples))))
-            positional, keyword = call_of(part, fixed_batch or len(part))
-            tensors, _, names = flat_outputs(module(*positional, **keyword), type(module).__name__)
-            given = fixed_batch or len(part)
-            chunks.append([_array(tensor, name, given)[: len(part)] for tensor, name in zip(tensors, names)])
-    torch.set_num_threads(threads)
+            stop = min(start + batch, len(examples))
+            outputs = _called(module, examples.take(np.arange(start, stop)), fixed_batch or stop - start, start)
+            chunks.append([output[: stop - start] for output in outputs])
+    finally:
+        torch.set_num_threads(threads)
     return tuple(np.concatenate(each) for each in zip(*chunks))
+
+
+def _called(module: nn.Module, part: Examples, batch: int, start: int) -> list[Array]:
+    """The flat outputs for one batch. Raises: TaskError naming the examples if forward fails."""
+    positional, keyword = call_of(part, batch)
+    try:
+        with torch.inference_mode():
+            outputs = module.eval()(*positional, **keyword)
+    except Exception as error:
+        raise TaskError(
+            f"{type(module).__name__} fails on the examples {start} to {start + len(part) - 1}: "
+            f"{type(error).__name__}: {error}. Every example must be one that the model takes"
+        ) from error
+    tensors, _, names = flat_outputs(outputs, type(module).__name__)
+    return [_array(tensor, name, batch) for tensor, name in zip(tensors, names)]
 
 
 def _array(tensor: torch.Tensor, name: str, batch: int) -> Array:

@@ -7,11 +7,14 @@ from typing import Self
 import numpy as np
 import psutil
 
+from temper.core.artifact import Artifact
+from temper.core.errors import ArtifactError
 from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 from temper.core.schema import Array
 from temper.core.target import Target
+from temper.core.trial import Trial
 from temper.hardware.cores import working_threads
 from temper.measure.energy import energy
 from temper.measure.latency import Timing, interleaved
@@ -22,6 +25,7 @@ from temper.pipeline.run_folder import RunFolder
 MEMORY_SHARE = 0.8
 """The share of the free memory that one worker may take before it is stopped."""
 PREDICTION_BATCH = 32
+REBUILD_S = 1800.0
 
 
 class Workshop:
@@ -60,6 +64,15 @@ class Workshop:
             seed=self.seed,
         )
         return executed
+
+    def artifact_of(self, trial: Trial) -> Path:
+        """The folder of a trial's artifact, built again if it was lost or half written. Raises: as `build` does."""
+        place = self.folder.trial(trial.number)
+        try:
+            Artifact.open(place)
+        except ArtifactError:
+            self.build(trial.recipe, place, time_s=REBUILD_S)
+        return place
 
     def predict(self, artifact: Path, part: str, start: int, stop: int, *, time_s: float) -> list[Array]:
         """The artifact's flat outputs for examples start..stop of a stored part, from a fresh process."""

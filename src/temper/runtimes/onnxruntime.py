@@ -50,14 +50,14 @@ class OnnxRuntime(Runtime):
         return Counter("int8" if each.startswith(INTEGER_OPERATORS) else "float32" for each in operators)
 
     def script(self, schema: Schema, threads: int) -> str:
-        feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in schema.inputs)
+        level = f"onnxruntime.GraphOptimizationLevel.{LEVELS[self.optimization]}"
         return f"""\
 import onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
-options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{LEVELS[self.optimization]}
+options.graph_optimization_level = {level}
 session = onnxruntime.InferenceSession(HERE / "{FILE}", options, providers=["CPUExecutionProvider"])
-outputs = session.run(None, {{{feeds}}})
+outputs = session.run(None, inputs)
 """
 
     def _session(self, folder: Path, threads: int, optimized: Path | None = None) -> "onnxruntime.InferenceSession":

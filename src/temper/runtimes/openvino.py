@@ -57,12 +57,11 @@ class OpenVino(Runtime):
         return counts
 
     def script(self, schema: Schema, threads: int) -> str:
-        feeds = ", ".join(spec.name for spec in schema.inputs)
         return f"""\
 import openvino
 options = {self._options(threads)!r}
 model = openvino.Core().compile_model(HERE / "{FILE}", "CPU", options)
-outputs = list(model([{feeds}]).values())
+outputs = list(model(list(inputs.values())).values())
 """
 
     def _options(self, threads: int) -> dict[str, Any]:

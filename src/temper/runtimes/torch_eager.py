@@ -40,11 +40,12 @@ class TorchEager(Runtime):
         return {"float32": sum(node.op == "call_function" for node in nodes)}
 
     def script(self, schema: Schema, threads: int) -> str:
-        inputs = ", ".join(spec.name for spec in schema.inputs)
+        called = "model(*inputs.values())"
+        outputs = {"tensor": f"[{called}]", "tuple": called, "dict": f"list({called}.values())"}[schema.nesting]
         return f"""\
 import temper
 model = temper.load(HERE)
-outputs = [model({inputs})]
+outputs = {outputs}
 """
 
 

@@ -2,7 +2,8 @@
 
 The first stage finds the baseline. The second tries each chain of techniques with its default knobs on each runtime,
 the runtime that was fastest in float first. The third moves one knob at a time from two trials: the best that keeps
-the limits, and the best that misses them, which is worth repairing only if it would win.
+the limits, and the best that misses them, which is worth repairing only if it would win. Last come the neighbours of
+default recipes that could not be measured: another value of a knob may be what makes them work.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     yield from _float_runtimes(space)
     yield from _chains(space, history)
     yield from _moves(space, history)
+    yield from _rescues(space, history)
 
 
 def _float_runtimes(space: Space) -> Iterator[Recipe]:
@@ -80,6 +82,17 @@ def _moves(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     for trial in (best, repairable):
         if trial is not None:
             yield from _changed(trial.recipe)
+
+
+def _rescues(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
+    """One knob changed from each chain of default knobs whose trials failed or were dropped."""
+    outcomes: dict[str, set[str]] = {}
+    for trial in history:
+        outcomes.setdefault(trial.recipe.key, set()).add(trial.outcome)
+    for recipe in _chains(space, history):
+        found = outcomes.get(recipe.key, set())
+        if found & {"failed", "dropped"} and "measured" not in found:
+            yield from _changed(recipe)
 
 
 def _changed(recipe: Recipe) -> Iterator[Recipe]:

@@ -22,8 +22,8 @@ def ended(number: int) -> Trial:
 
 def test_trials_and_facts_survive(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
-    journal.note("seed", 3)
-    journal.note("goal", {"max_drop": 0.01})
+    journal.note(seed=3)
+    journal.note(goal={"max_drop": 0.01})
     first, second = journal.start(RECIPE), journal.start(RECIPE)
     journal.end(ended(first))
     with closing(Journal(tmp_path / "j")) as other:  # while the first is still open, as after a kill
@@ -37,11 +37,11 @@ def test_trials_and_facts_survive(tmp_path: Path) -> None:
 
 def test_nothing_is_changed(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
-    journal.note("seed", 3)
+    journal.note(seed=3)
     number = journal.start(RECIPE)
     journal.end(ended(number))
     with pytest.raises(sqlite3.IntegrityError):
-        journal.note("seed", 4)
+        journal.note(seed=4)
     with pytest.raises(sqlite3.IntegrityError):
         journal.end(ended(number))
     journal.close()

@@ -241,3 +241,31 @@ def test_broken_file_is_refused(file: str, content: bytes | None, tmp_path: Path
 
 def test_functions_that_reach_other_code_are_in_no_list() -> None:
     assert not {operator.attrgetter, operator.methodcaller, operator.itemgetter} & set(FUNCTIONS.values())
+
+
+class Keyed(nn.Module):
+    """A module whose name is no identifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"a-b c": nn.Linear(8, 8), "user:item": nn.Linear(8, 8)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads["a-b c"](x) + self.heads["user:item"](x)
+
+
+def test_names_of_modules_that_are_no_identifiers_are_kept(tmp_path: Path) -> None:
+    graph = graph_of(Keyed(), rows())
+    loaded = stored(graph, tmp_path)
+    assert dict(loaded.module.named_parameters()).keys() == dict(graph.module.named_parameters()).keys()
+    assert_same_bits(loaded(rows()), graph(rows()))
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\", "a\nb", "a..b", ".a", "", "a\u2028b", "a\x00"])
+def test_names_that_could_leave_their_quotes_are_refused(name: str, tmp_path: Path) -> None:
+    save(example_of(models.Perceptron), tmp_path)
+    fields = json.loads((tmp_path / GRAPH_FILE).read_text())
+    fields["tensors"][0]["name"] = fields["modules"][0]["nodes"][0]["target"] = name
+    (tmp_path / GRAPH_FILE).write_text(json.dumps(fields))
+    with pytest.raises(ArtifactError, match="is no name for a tensor or module"):
+        load(tmp_path)

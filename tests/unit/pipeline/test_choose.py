@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from temper.core.errors import WorkerError
+from temper.core.frontier import frontier
 from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.proof import Row, Verdict
@@ -89,10 +90,14 @@ def chosen(
     subject = Subject(
         part="proof", examples=_Sized(LABELS), original=(RIGHT,), metric=resolve("accuracy"), schema=schema, seed=0
     )
-    workshop = SimpleNamespace(
-        goal=goal, predict=predict, folder=SimpleNamespace(trial=lambda number: Path(str(number)))
-    )
-    return choose(workshop, subject, trials, allow_unproven=allow_unproven, tell=lambda line: None)
+
+    def time(folders: Sequence[Path], part: str, *, rounds: int, block_s: float) -> list[SimpleNamespace]:
+        values = [contestants[int(folder.name) - 1][1] for folder in folders]
+        return [SimpleNamespace(ratio_to=lambda other, value=value: one(value)) for value in values]
+
+    workshop = SimpleNamespace(goal=goal, predict=predict, time=time, artifact_of=lambda trial: Path(str(trial.number)))
+    candidates = frontier(trials, goal)
+    return choose(workshop, subject, candidates, trials, allow_unproven=allow_unproven, tell=lambda line: None)
 
 
 class _Sized:
@@ -154,6 +159,13 @@ def test_a_baseline_that_the_proof_refutes_gives_way_to_float32(monkeypatch: pyt
     choice = chosen(monkeypatch, [(HALF, 0.5, wrong(60)), (FLOAT, 1.0, RIGHT)])
     assert choice.tested.recipe == FLOAT
     assert choice.baseline.recipe == FLOAT
+    assert [step["verdict"] for step in choice.steps] == ["REJECT", "ACCEPT"]
+
+
+def test_a_lower_precision_that_is_not_proven_gives_way_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = chosen(monkeypatch, [(HALF, 0.5, wrong(10)), (FLOAT, 1.0, RIGHT)])
+    assert choice.steps[0]["verdict"] == "INCONCLUSIVE"
+    assert choice.tested.recipe == FLOAT
 
 
 def test_a_limit_that_is_not_proven_keeps_a_candidate_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,20 +100,20 @@ class Run:
 
     def write(self, file: Path) -> Journal:
         journal = Journal(file)
-        journal.note("fingerprint", {"model": "0123"})
-        journal.note("command", "temper optimize digits.py:task --out run --trials 4 --seed 3")
-        journal.note("goal", self.goal.to_json())
-        journal.note("seed", 3)
-        journal.note("target", TARGET)
-        journal.note("missing", dict(self.missing))
-        journal.note("task", dict(self.task))
+        journal.note(fingerprint={"model": "0123"})
+        journal.note(command="temper optimize digits.py:task --out run --trials 4 --seed 3")
+        journal.note(goal=self.goal.to_json())
+        journal.note(seed=3)
+        journal.note(target=TARGET)
+        journal.note(missing=dict(self.missing))
+        journal.note(task=dict(self.task))
         for each in self.trials:
             journal.start(each.recipe)
             journal.end(each)
         if self.begun is not None:
             journal.start(Recipe.from_json(self.begun))
         if self.proof is not None:
-            journal.note("proof", self.proof.to_json())
+            journal.note(proof=self.proof.to_json())
         return journal
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import pytest
+
 from temper.core import catalog
 from temper.core.facts import Fact
 from temper.core.goal import Goal
@@ -11,7 +13,7 @@ from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
 from temper.core.search import Space
 from temper.core.technique import Technique
-from temper.core.trial import Trial
+from temper.core.trial import Outcome, Trial
 from temper.search.staged import StagedSearch
 
 GOAL = Goal()
@@ -37,7 +39,7 @@ def space(holds: Callable[[Fact, Runtime], bool] | None = None, *, techniques: b
     )
 
 
-def trial(number: int, recipe: Recipe, ratio: float, drop: float = 0.0, outcome: str = "measured") -> Trial:
+def trial(number: int, recipe: Recipe, ratio: float, drop: float = 0.0, outcome: Outcome = "measured") -> Trial:
     def one(value: float) -> Measurement:
         return Measurement(value=value, lower=value, upper=value, unit="1", samples=9)
 
@@ -92,3 +94,28 @@ def test_moves_change_one_knob_of_the_best_or_repair_what_would_win() -> None:
     assert any(each.recipe.techniques and each.within(GOAL) for each in found), "the one that lost was not repaired"
     for before, after in pairwise(found):
         assert before.recipe != after.recipe
+
+
+@pytest.mark.parametrize("outcome", ["failed", "dropped"])
+def test_defaults_that_could_not_be_measured_still_have_their_neighbours_tried_once(outcome: Outcome) -> None:
+    """Last, without repeats, and only around the defaults themselves."""
+    history: list[Trial] = []
+    while (recipe := StagedSearch().propose(space(), history)) is not None:
+        lost = bool(recipe.techniques) and recipe.techniques[-1].ranges == "minmax"
+        history.append(trial(len(history) + 1, recipe, 0.5, outcome=outcome if lost else "measured"))
+        assert len(history) < 100
+    keys = [each.recipe.key for each in history]
+    assert len(keys) == len(set(keys))
+    ranges = [each.recipe.techniques[-1].ranges for each in history if each.recipe.techniques]
+    assert ranges[0] == "minmax"
+    assert {"minmax", "percentile", "mse"} == set(ranges)
+
+
+def test_when_every_recipe_fails_the_search_ends() -> None:
+    history: list[Trial] = []
+    while (recipe := StagedSearch().propose(space(), history)) is not None:
+        measured = not recipe.techniques
+        history.append(trial(len(history) + 1, recipe, 1.0, outcome="measured" if measured else "failed"))
+        assert len(history) < 100
+    assert len({each.recipe.key for each in history}) == len(history)
+    assert len([each for each in history if each.recipe.techniques]) > 2

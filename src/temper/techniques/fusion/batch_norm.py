@@ -44,13 +44,22 @@ class BatchNormFusion(Technique):
             clean(graph.module)
             after = graph(*graph.example)
         for spec, old, new in zip(graph.schema.outputs, before, after):
-            change = float((new - old).abs().max() / old.abs().max().clamp_min(1e-12))
+            change = _change(old, new)
             if not change <= TOLERANCE:
                 raise TrialError(
                     f"fusion.batch_norm changed output {spec.name!r} by {change:.1e} of its scale, more than rounding "
                     f"({TOLERANCE:.0e}); a running variance near zero is the usual cause"
                 )
         return graph
+
+
+def _change(old: Tensor, new: Tensor) -> float:
+    """The greatest change relative to the largest value; all or nothing for outputs that are no float numbers."""
+    if torch.equal(old, new):
+        return 0.0
+    if not old.is_floating_point():
+        return torch.inf
+    return float((new - old).abs().max() / old.abs().max().clamp_min(1e-12))
 
 
 def _fold(module: GraphModule, layer: Node, norm: Node) -> None:

@@ -1,6 +1,6 @@
 """Ranges of activations and weights: min-max, percentile and least squared error."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,21 +41,29 @@ def batches(graph: Graph, calibration: tuple[Array, ...]) -> Iterable[tuple[Tens
 
 
 def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node]) -> dict[Node, Histogram]:
-    """The distribution of each wanted node's output over the calibration inputs, in two passes."""
+    """The distribution of each wanted node's output over the calibration inputs, in two passes.
+
+    Nodes whose output is ever infinite or NaN (attention masks) have no range that integers could cover: left out.
+    """
     extremes: dict[Node, tuple[float, float]] = {}
+    boundless: set[Node] = set()
 
     def widen(node: Node, value: Tensor) -> None:
-        low, high = extremes.get(node, (torch.inf, -torch.inf))
-        extremes[node] = min(low, float(value.min())), max(high, float(value.max()))
+        if not bool(torch.isfinite(value).all()):
+            boundless.add(node)
+        elif value.numel():
+            low, high = extremes.get(node, (torch.inf, -torch.inf))
+            extremes[node] = min(low, float(value.min())), max(high, float(value.max()))
 
     _observe(graph, calibration, wanted, widen)
+    extremes = {node: ends for node, ends in extremes.items() if node not in boundless}
     counts = {node: torch.zeros(BINS) for node in extremes}
 
     def count(node: Node, value: Tensor) -> None:
         low, high = extremes[node]
         counts[node] += torch.histc(value.float(), BINS, low, high) if high > low else 0
 
-    _observe(graph, calibration, wanted, count)
+    _observe(graph, calibration, set(extremes), count)
     return {node: Histogram(low=low, high=high, counts=counts[node]) for node, (low, high) in extremes.items()}
 
 
@@ -73,6 +81,14 @@ def activation_range(histogram: Histogram, method: str, percentile: float, *, sy
     if method == "mse":
         low, high = _least_error(histogram, low, high)
     return low, high
+
+
+def joint_range(
+    histograms: Sequence[Histogram], method: str, percentile: float, *, symmetric: bool
+) -> tuple[float, float]:
+    """The range that covers those of several activations, which share one quantizer."""
+    ranges = [activation_range(each, method, percentile, symmetric=symmetric) for each in histograms]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def weight_scales(weight: Tensor, bound: int, method: str) -> Tensor:
@@ -101,6 +117,9 @@ def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
 
 def _least_error(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
     """The two ends shrunk together by the factor that has the least squared rounding and clipping error."""
+    if histogram.high <= histogram.low:
+        # A constant has no counts, so that every clip would look free of error.
+        return low, high
     centers, levels = histogram.centers, 255
     best, chosen = torch.inf, (low, high)
     for clip in CLIPS.tolist():

@@ -28,13 +28,16 @@ from temper.graph.facts import (
     has_foldable_batch_norm,
     has_quantizers,
     is_call,
+    weighted_layers,
 )
 from temper.graph.quantizers import FAKE_QUANTIZE, is_quantizer
 from temper.graph.surgery import add_tensor, clean, tensor_of
-from temper.techniques.quantization._placement import PRODUCTS, quantized_edges, range_source
-from temper.techniques.quantization._ranges import activation_range, batches, histograms, weight_scales
+from temper.techniques.quantization._placement import quantized_edges, range_sources
+from temper.techniques.quantization._ranges import batches, histograms, joint_range, weight_scales
 
 UNSIGNED, SIGNED, WEIGHTS, BIASES = (0, 255), (-128, 127), (-127, 127), (-(2**31), 2**31 - 1)
+LARGEST_BIAS = 2**30
+"""Half of what 32 bits hold: the products are summed on top of the bias."""
 SENSITIVITY_EXAMPLES = 64
 
 
@@ -87,24 +90,28 @@ class PostTrainingQuantization(Technique):
     ) -> None:
         layers = [layer for layer in float_layers(graph) if layer not in kept]
         edges = quantized_edges(graph, everywhere=self.placement == "everywhere", skipped=kept)
-        sources = {node: range_source(node) for node in edges}
-        seen = histograms(graph, calibration, set(sources.values()))
+        sources = range_sources(edges)
+        seen = histograms(graph, calibration, {each for group in sources.values() for each in group})
         signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
         for node, consumers in edges.items():
+            if not all(each in seen for each in sources[node]):
+                continue
             symmetric = sources[node] in signed
-            histogram = seen[sources[node]]
-            low, high = activation_range(histogram, self.ranges, self.percentile, symmetric=symmetric)
+            observed = [seen[each] for each in sources[node]]
+            low, high = joint_range(observed, self.ranges, self.percentile, symmetric=symmetric)
             _insert(graph, node, consumers, *_affine(low, high, symmetric=symmetric))
         for layer in layers:
-            _quantize_weight(graph, layer, self.ranges)
+            _quantize_weight(graph, layer, self.ranges, integer_bias=scheme.integer_bias)
             if scheme.integer_bias:
                 _quantize_bias(graph, layer)
         clean(graph.module)
 
 
-def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, Node]) -> set[Node]:
+def _signed(
+    edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[Node, ...]]
+) -> set[tuple[Node, ...]]:
     """The sources of values that matrix products read and convolutions do not, wherever they were moved to."""
-    readers: dict[Node, list[Node]] = {}
+    readers: dict[tuple[Node, ...], list[Node]] = {}
     for node, consumers in edges.items():
         readers.setdefault(sources[node], []).extend(consumers)
     return {
@@ -122,11 +129,10 @@ def most_sensitive(graph: Graph, calibration: tuple[Array, ...], count: int) -> 
     """
     few = tuple(each[:SENSITIVITY_EXAMPLES] for each in calibration)
     inputs = list(batches(graph, few))
-    layers = [node for node in graph.module.graph.nodes if is_call(node, PRODUCTS)]
     exact = _outputs(graph, inputs, set())
     errors = {}
-    for layer in layers:
-        active = {argument for argument in layer.args if is_quantizer(argument)}
+    for layer in weighted_layers(graph):
+        active: set[object] = {argument for argument in layer.args if is_quantizer(argument)}
         active |= {user for user in layer.users if is_quantizer(user)}
         changed = _outputs(graph, inputs, active)
         errors[layer.name] = sum(float(((a - b) ** 2).sum()) for a, b in zip(exact, changed))
@@ -159,26 +165,44 @@ def _affine(low: float, high: float, *, symmetric: bool) -> tuple[Tensor, Tensor
     return torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.int32), UNSIGNED
 
 
-def _quantize_weight(graph: Graph, layer: Node, ranges: str) -> None:
+def _quantize_weight(graph: Graph, layer: Node, ranges: str, *, integer_bias: bool) -> None:
     node = layer.args[1]
     weight = tensor_of(graph.module, node)
     assert isinstance(node, Node)
     assert weight is not None
     scales = weight_scales(weight.detach(), WEIGHTS[1], ranges)
+    if integer_bias and (bias := _stored_bias(graph, layer)) is not None:
+        # Where the weights are tiny, or all zero, their own scale would push the bias out of its integers.
+        reach = bias.abs() / (_input_scale(graph, layer) * LARGEST_BIAS)
+        scales = torch.maximum(scales, reach.to(scales.dtype))
     _insert(graph, node, [layer], scales, torch.zeros_like(scales, dtype=torch.int32), WEIGHTS, axis=0)
 
 
 def _quantize_bias(graph: Graph, layer: Node) -> None:
     """The bias in the units of the integer accumulator, so that rounding it costs next to nothing."""
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    source, weight = layer.args[:2]
-    if not isinstance(bias, Node) or not is_quantizer(source) or not is_quantizer(weight):
+    if _stored_bias(graph, layer) is None:
         return
-    scales = [tensor_of(graph.module, each.args[1]) for each in (source, weight)]  # type: ignore[union-attr]
-    assert scales[0] is not None
-    assert scales[1] is not None
-    scale = scales[0] * scales[1]
+    bias, weight = layer.args[2], layer.args[1]
+    assert isinstance(bias, Node)
+    assert isinstance(weight, Node)
+    scales = tensor_of(graph.module, weight.args[1])
+    assert scales is not None
+    scale = _input_scale(graph, layer) * scales
     _insert(graph, bias, [layer], scale, torch.zeros_like(scale, dtype=torch.int32), BIASES, axis=0)
+
+
+def _stored_bias(graph: Graph, layer: Node) -> Tensor | None:
+    """The bias (channels,) that can become integers: it is known, and so is the scale of the layer's input."""
+    bias = tensor_of(graph.module, layer.args[2]) if len(layer.args) > 2 else None
+    return bias.detach() if bias is not None and bias.dim() == 1 and is_quantizer(layer.args[0]) else None
+
+
+def _input_scale(graph: Graph, layer: Node) -> Tensor:
+    source = layer.args[0]
+    assert isinstance(source, Node)
+    scale = tensor_of(graph.module, source.args[1])
+    assert scale is not None
+    return scale
 
 
 def _insert(

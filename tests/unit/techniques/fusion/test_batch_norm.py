@@ -126,3 +126,21 @@ def test_change_beyond_rounding_is_refused() -> None:
         model[1].running_mean[0] = 1.0
     with pytest.raises(TrialError, match="changed output 'output' by"):
         fused(graph_of(model, images()))
+
+
+class Decides(nn.Module):
+    """Outputs that are no float numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(self.conv(x)).mean((2, 3))
+        return y > 1e6, y.argmax(1)
+
+
+def test_outputs_that_are_no_float_numbers_must_be_equal() -> None:
+    graph = graph_of(randomized(Decides()), images())
+    after = fused(graph)
+    assert all(map(torch.equal, graph(images()), after(images())))

@@ -74,3 +74,10 @@ def test_weight_scales_match_a_search_by_hand() -> None:
 
 def test_a_dead_channel_has_a_positive_scale() -> None:
     assert bool((weight_scales(torch.zeros(3, 5), 127, "mse") > 0).all())
+
+
+@pytest.mark.parametrize(("value", "expected"), [(5.0, (0.0, 5.0)), (-2.0, (-2.0, 0.0)), (0.0, (0.0, 0.0))])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_a_constant_is_not_clipped(method: str, value: float, expected: tuple[float, float]) -> None:
+    constant = Histogram(low=value, high=value, counts=torch.zeros(BINS))
+    assert activation_range(constant, method, 99.9, symmetric=False) == expected

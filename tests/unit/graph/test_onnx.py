@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from temper.graph.capture import capture
+from temper.runtimes.onnxruntime import OnnxRuntime
+from temper.runtimes.openvino import OpenVino
+
+
+class Named(nn.Module):
+    """Outputs named like the input, like values inside and like one another, and a parameter like the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.x = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | dict[str, Tensor]]:
+        y = self.layer(x) * self.x
+        z = torch.sigmoid(y)
+        return {"x": y, "linear": z, "sigmoid": torch.tanh(z), "a": {"b": y + 1}, "a_b": z - 1}
+
+
+@pytest.mark.parametrize("runtime", [OnnxRuntime(), OpenVino(precision="f32")], ids=lambda each: each.name)
+def test_outputs_may_be_named_like_anything(runtime: OnnxRuntime | OpenVino, tmp_path: Path) -> None:
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    graph = capture(Named().eval(), ((x,), {}), names=["x"])
+    assert [spec.name for spec in graph.schema.outputs] == ["x", "linear", "sigmoid", "a_b", "a_b"]
+    runtime.export(graph, tmp_path)
+    found = onnx.load(tmp_path / "model.onnx").graph
+    assert [each.name for each in found.input] == ["x"]
+    assert [each.name for each in found.output] == ["x_1", "linear", "sigmoid", "a_b", "a_b_1"]
+    results = runtime.load(tmp_path, graph.schema, 1).run(x.numpy())
+    for result, expected in zip(results, graph(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(result), expected)

@@ -1,0 +1,228 @@
+"""Which activations get quantizers and what becomes of the odd ones, on small models of one oddity each."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from temper.core.context import Context
+from temper.core.graph import Graph
+from temper.core.runtime import Runtime
+from temper.core.technique import applied
+from temper.graph.facts import float_layers, is_call, weighted_layers
+from temper.graph.quantizers import is_quantizer
+from temper.graph.surgery import tensor_of
+from temper.hardware.detect import this_host
+from temper.runtimes.onnxruntime import OnnxRuntime
+from temper.runtimes.openvino import OpenVino
+from temper.techniques.quantization.post_training import PostTrainingQuantization, most_sensitive
+from tests.models import graph_of
+
+aten = torch.ops.aten
+CPU = OnnxRuntime()
+
+
+def data(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def quantized(model: nn.Module, x: Tensor, runtime: Runtime = CPU, **knobs: object) -> Graph:
+    context = Context(runtime=runtime, target=this_host(), seed=0, calibration=(x.numpy(),))
+    return applied(PostTrainingQuantization(**knobs), graph_of(model.eval(), x), context)
+
+
+def outputs(graph: Graph, x: Tensor, folder: Path, runtime: Runtime = CPU) -> tuple[np.ndarray, dict[str, int]]:
+    """What the runtime computes, and in which precisions."""
+    runtime.export(graph, folder)
+    (result,) = runtime.load(folder, graph.schema, 1).run(x.numpy())
+    return result, dict(runtime.executed(folder, graph.schema))
+
+
+def noise(found: np.ndarray, model: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        exact = model(x).numpy()
+    return float(((found - exact) ** 2).mean() / (exact**2).mean())
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-9])
+def test_bias_of_a_dead_channel_survives(weight: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(3, 4, 3), data(32, 3, 8, 8)
+    with torch.no_grad():
+        model.weight[1] = weight
+        model.bias[1] = 3.0
+    result, _ = outputs(quantized(model, x, float_layers=0), x, tmp_path)
+    assert np.abs(result[:, 1] - 3.0).max() < 0.05
+
+
+def test_bias_survives_a_tiny_input(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(8, 4), data(32, 8) * 1e-9
+    result, _ = outputs(quantized(model, x), x, tmp_path)
+    assert noise(result, model, x) < 1e-4
+
+
+class Inception(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.two, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(24, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        branches = [torch.relu(self.one(x)), torch.relu(self.two(x)), F.max_pool2d(x, 3, 1, 1)]
+        return torch.relu(self.last(torch.cat(branches, 1))).mean((2, 3))
+
+
+def grids(graph: Graph, nodes: list[object]) -> set[tuple[float, int]]:
+    found = set()
+    for node in filter(is_quantizer, nodes):
+        scale, zero = (tensor_of(graph.module, each) for each in node.args[1:3])
+        found.add((float(scale), int(zero)))
+    return found
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "percentile", "mse"])
+def test_concatenation_and_its_parts_share_one_grid(ranges: str) -> None:
+    graph = quantized(Inception(), data(16, 3, 8, 8), ranges=ranges)
+    (cat,) = (node for node in graph.module.graph.nodes if is_call(node, (aten.cat.default,)))
+    parts = cat.args[0]
+    assert len(parts) == 3
+    assert all(map(is_quantizer, parts))
+    assert len(grids(graph, [*parts, *cat.users])) == 1
+
+
+def test_inception_runs_in_integers(tmp_path: Path) -> None:
+    model, x = Inception(), data(16, 3, 8, 8)
+    result, executed = outputs(quantized(model, x), x, tmp_path)
+    assert executed["int8"] >= 5, executed
+    assert noise(result, model, x) < 1e-3
+
+
+class Fused(nn.Module):
+    """An activation behind a convolution that something other than a layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(torch.relu(self.conv(x)))
+
+
+def test_fused_activation_is_quantized_whoever_reads_it(tmp_path: Path) -> None:
+    graph = quantized(Fused(), data(16, 3, 8, 8))
+    (tanh,) = (node for node in graph.module.graph.nodes if is_call(node, (aten.tanh.default,)))
+    assert is_quantizer(tanh.args[0])
+    assert outputs(graph, data(16, 3, 8, 8), tmp_path)[1]["int8"] == 1
+
+
+class Filled(nn.Module):
+    def __init__(self, mode: str, value: float | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
+        self.mode, self.value = mode, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(F.pad(self.one(x), (1, 1, 1, 1), self.mode, self.value))
+
+
+@pytest.mark.parametrize(
+    ("mode", "value"), [("constant", 9.0), ("constant", -9.0), ("constant", 0.0), ("reflect", None)]
+)
+def test_pads_keep_what_they_fill_in(mode: str, value: float | None, tmp_path: Path) -> None:
+    model, x = Filled(mode, value), data(16, 3, 8, 8)
+    result, _ = outputs(quantized(model, x), x, tmp_path)
+    assert noise(result, model, x) < 1e-3
+
+
+class Masked(nn.Module):
+    """Attention whose mask, with minus infinity, is an activation that a sum reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        scores = y @ y.transpose(1, 2)
+        mask = torch.zeros_like(scores).masked_fill(x[:, :, :1].transpose(1, 2) > 1.0, -torch.inf)
+        return torch.softmax(scores + mask, -1) @ y
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "mse"])
+def test_infinite_activations_get_no_quantizer(ranges: str, tmp_path: Path) -> None:
+    model, x = Masked(), data(32, 5, 8).clamp(-2, 2)
+    x[:, 0, 0] = 0.0
+    graph = quantized(model, x, ranges=ranges)
+    (add,) = (node for node in graph.module.graph.nodes if is_call(node, (aten.add.Tensor,)))
+    assert [is_quantizer(each) for each in add.args[:2]] == [True, False]
+    assert noise(outputs(graph, x, tmp_path)[0], model, x) < 1e-2
+
+
+class Ranked(nn.Module):
+    """A product of activations that suffers from integers more than the layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two(x) * 1e-3 + (y**3) @ (y**3).transpose(1, 2) @ y
+
+
+def test_only_weighted_layers_are_ranked() -> None:
+    x = data(32, 5, 8)
+    names = {layer.name for layer in weighted_layers(quantized(Ranked(), x))}
+    assert most_sensitive(quantized(Ranked(), x), (x.numpy(),), 2) == names
+    assert len(float_layers(quantized(Ranked(), x, float_layers=1))) == 1
+
+
+class ComputedWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(torch.tanh(self.first(x)), self.conv.weight - self.conv.weight.mean(), self.conv.bias)
+
+
+def test_layer_of_computed_weight_stays_in_float() -> None:
+    graph = quantized(ComputedWeight(), data(16, 3, 8, 8))
+    layer = [node for node in graph.module.graph.nodes if is_call(node, (aten.conv2d.default,))][1]
+    assert not any(map(is_quantizer, layer.args))
+
+
+class Odd(nn.Module):
+    """One weight in two layers, `padding="same"`, and sums that are scaled or broadcast a stored tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = (nn.Conv1d(4, 4, 3, padding="same") for _ in range(2))
+        self.two.weight = self.one.weight
+        self.stored = nn.Parameter(torch.randn(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two(torch.add(y, x, alpha=2) + self.stored) + y.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("runtime", [OnnxRuntime(), OpenVino(precision="f32")], ids=lambda each: each.name)
+def test_odd_layers_and_sums_stay_close_to_float(runtime: Runtime, tmp_path: Path) -> None:
+    model, x = Odd(), data(32, 4, 16)
+    graph = quantized(model, x, runtime)
+    assert len(weighted_layers(graph)) == 2
+    assert not float_layers(graph)
+    result, _ = outputs(graph, x, tmp_path, runtime)
+    assert noise(result, model, x) < 1e-3
