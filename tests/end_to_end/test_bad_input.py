@@ -335,4 +335,4 @@ def test_a_worker_leaves_no_files_in_the_way(run: Result) -> None:
     """What lies in a finished run's folder is what the documentation names."""
     held = {entry.name for entry in os.scandir(run.folder)}
     assert {"artifact", "baseline", "predictions", "journal.sqlite"} <= held
-    assert held <= {"artifact", "baseline", "predictions", "journal.sqlite", "workers.log", "report.html"}
+    assert held <= {"artifact", "baseline", "predictions", "journal.sqlite", "workers.log", "report.html", ".lock"}

@@ -23,11 +23,13 @@ def show_outcome(folder: Path, artifact: Artifact, proof: Proof) -> None:
     for line in judgement_lines(proof.judgements):
         screen.print(line)
     screen.print(f"[bold]verdict: [{COLORS[proof.verdict.value]}]{proof.verdict.value}[/][/bold]")
-    screen.print(proof.notes[0])
+    screen.print(proof.notes[0], markup=False)
     screen.print()
-    screen.print(f"artifact  {artifact.folder}", soft_wrap=True)
+    screen.print(f"artifact  {artifact.folder}", markup=False, soft_wrap=True)
     if (folder / "report.html").exists():
-        screen.print(f"report    {folder / 'report.html'}", soft_wrap=True)
-    screen.print(f"\nThese lines load and run it ({artifact.folder / SCRIPT}):\n", soft_wrap=True)
+        screen.print(f"report    {folder / 'report.html'}", markup=False, soft_wrap=True)
+    if SCRIPT not in artifact.files:
+        return
+    screen.print(f"\nThese lines load and run it ({artifact.folder / SCRIPT}):\n", markup=False, soft_wrap=True)
     for line in (artifact.folder / SCRIPT).read_text(encoding="utf-8").strip().splitlines():
         screen.print(f"    {line}", markup=False, soft_wrap=True)

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.markup import escape
+
 from temper.cli._tables import console
 
 
@@ -25,6 +27,6 @@ def progress() -> Iterator[Callable[[str], None]]:
         def tell(line: str) -> None:
             screen.print(f"[dim]{stamp()}[/dim] ", end="")
             screen.print(line, markup=False)
-            status.update(line if len(line) < screen.width - 6 else f"{line[: screen.width - 8]}…")
+            status.update(escape(line if len(line) < screen.width - 6 else f"{line[: screen.width - 8]}…"))
 
         yield tell

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,13 +20,15 @@ COLORS = {"ACCEPT": "green", "REJECT": "red", "INCONCLUSIVE": "yellow"}
 def console(*, progress: bool = False) -> Console:
     """Standard output, or standard error for progress; as wide as the terminal, or 120 where there is none."""
     stream = sys.stderr if progress else sys.stdout
-    return Console(file=stream, highlight=False, soft_wrap=progress, width=None if stream.isatty() else 120)
+    return Console(
+        file=stream, highlight=False, emoji=False, soft_wrap=progress, width=None if stream.isatty() else 120
+    )
 
 
 def rows_table(rows: "Iterable[Row]", metric: str) -> Table:
     """The contestants of a proof: quality, speed, size and memory, with intervals."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", metric, "drop, 95 % bound", "p50", "latency ratio", "size", "peak memory"):
+    for name in ("", escape(metric), "drop, 95 % bound", "p50", "latency ratio", "size", "peak memory"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in rows:
         of = row.measurements
@@ -43,13 +46,13 @@ def rows_table(rows: "Iterable[Row]", metric: str) -> Table:
 
 def recipe_lines(rows: "Iterable[Row]") -> list[str]:
     """What each contestant is."""
-    return [f"[dim]{ROLES[row.role]:{WIDTH}}[/dim] {row.title}" for row in rows]
+    return [f"[dim]{ROLES[row.role]:{WIDTH}}[/dim] {escape(row.title)}" for row in rows]
 
 
 def judgement_lines(judgements: "Iterable[Judgement]") -> list[str]:
     """A verdict a line, with its reason."""
     return [
-        f"[{COLORS[each.verdict.value]} bold]{each.verdict.value}[/]  {each.limit}: {each.reason}"
+        f"[{COLORS[each.verdict.value]} bold]{each.verdict.value}[/]  {escape(each.limit)}: {escape(each.reason)}"
         for each in judgements
     ]
 

@@ -30,6 +30,7 @@ def command(
         ]
         print(json.dumps({"rows": rows, "noise_floor": result.noise_floor}))
         return
+    from rich.markup import escape
     from rich.table import Table
 
     from temper.cli._tables import console, interval, milliseconds
@@ -40,7 +41,7 @@ def command(
     for row in result.rows:
         details = row.latency.details
         tail = (f"{details[name] * 1e3:.3f} ms" for name in ("p90", "p99"))
-        table.add_row(row.title, milliseconds(row.latency), *tail, interval(row.ratio, 3))
+        table.add_row(escape(row.title), milliseconds(row.latency), *tail, interval(row.ratio, 3))
     screen = console()
     screen.print(table)
     screen.print(f"\n{conditions}; differences under {result.noise_floor:.1%} are noise")

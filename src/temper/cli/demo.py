@@ -17,10 +17,12 @@ def command(
     """Train a small network on handwritten digits, optimize it, and verify the artifact in a fresh process."""
     from importlib.resources import files
 
+    from rich.markup import escape
+
     from temper.cli._tables import console
     from temper.core.errors import UsageError
 
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty: choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     task = out / "digits.py"
@@ -34,10 +36,10 @@ def command(
         (["verify", str(run), "--task", f"{task}:task"], False),
         (["show", str(run)], False),
     ):
-        screen.print(f"\n[bold]$ temper {' '.join(words)}[/bold]\n", soft_wrap=True)
+        screen.print(f"\n[bold]$ temper {escape(' '.join(words))}[/bold]\n", soft_wrap=True)
         sys.stdout.flush()
         output = subprocess.DEVNULL if quiet else None
         code = subprocess.run([sys.executable, "-m", "temper", *words], check=False, stdout=output).returncode
         if code:
             raise typer.Exit(code)
-    screen.print(f"\nThe task is {task}: change it into yours.", soft_wrap=True)
+    screen.print(f"\nThe task is {task}: change it into yours.", markup=False, soft_wrap=True)

@@ -13,19 +13,19 @@ def command(
     folder: Annotated[Path, typer.Argument(help="The run's folder, or the artifact's own.")], as_json: Json = False
 ) -> None:
     """Show an artifact: its recipe, schema and proof, with every file checked."""
-    from temper.core.artifact import PROOF, Artifact
-    from temper.core.proof import Proof
+    from rich.markup import escape
+
+    from temper.core.artifact import DAMAGED, PROOF, Artifact, damaged
     from temper.core.recipe import Recipe
 
     artifact = Artifact.open(folder)
-    held = PROOF in artifact.files
-    proof = json.loads((artifact.folder / PROOF).read_text(encoding="utf-8")) if held else None
+    proof = artifact.proof()
     if as_json:
         document = {
             "recipe": artifact.recipe,
             "schema": artifact.schema.to_json(),
             "files": artifact.files,
-            "proof": proof,
+            "proof": None if proof is None else proof.to_json(),
         }
         print(json.dumps(document))
         return
@@ -34,9 +34,10 @@ def command(
 
     screen = console()
     screen.print(
-        f"[bold]{artifact.folder}[/bold]: {len(artifact.files)} files, all as they were measured", soft_wrap=True
+        f"[bold]{escape(str(artifact.folder))}[/bold]: {len(artifact.files)} files, all as they were measured",
+        soft_wrap=True,
     )
-    screen.print(f"recipe    {Recipe.from_json(artifact.recipe)}")
+    screen.print(f"recipe    {Recipe.from_json(artifact.recipe)}", markup=False)
     for spec in artifact.schema.inputs:
         screen.print(f"input     {spec}", markup=False)
     for spec in artifact.schema.outputs:
@@ -44,4 +45,7 @@ def command(
     if proof is None:
         screen.print("It carries no proof.")
     else:
-        show_outcome(folder, artifact, Proof.from_json(proof))
+        try:
+            show_outcome(folder, artifact, proof)
+        except DAMAGED as error:
+            raise damaged(artifact.folder / PROOF, error) from error

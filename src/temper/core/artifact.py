@@ -235,11 +235,12 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         try:
             file = (folder / name).resolve()
+            there = file.is_file()
         except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of links
             raise damaged(folder / MANIFEST, f"it names {name[:100]!r}: {error}") from error
         if not file.is_relative_to(root):
             raise ArtifactError(f"{folder / MANIFEST} names a file outside of its folder, {name!r}: it is not loaded")
-        if not file.is_file():
+        if not there:
             raise ArtifactError(f"{file} is missing: the artifact is incomplete. Get it again")
         if sha256(file) != digest:
             raise ArtifactError(f"{file} is not the file that was measured (its sha256 differs): it is not loaded")

@@ -40,6 +40,8 @@ class Journal:
                         f"CREATE TRIGGER IF NOT EXISTS no_{change}_of_{table} BEFORE {change} ON {table} "
                         "BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END"
                     )
+        except sqlite3.OperationalError:
+            raise  # the disk's fault, not the file's
         except sqlite3.DatabaseError as error:
             raise UsageError(f"{file} is not a journal that can be used: {error}") from error
 

@@ -104,10 +104,11 @@ def _captured(module: nn.Module, examples: Examples, names: Sequence[str], batch
     """
     try:
         graph = capture(module, call_of(examples, EXAMPLE_BATCH), names=names)
-    except CaptureError:
-        if batch == EXAMPLE_BATCH:
-            raise
-        return capture(module, call_of(examples, batch), names=names)
+    except CaptureError as first:
+        try:
+            return capture(module, call_of(examples, batch), names=names)
+        except CaptureError:
+            raise first from None
     if graph.schema.batch in (None, batch):
         return graph
     try:

@@ -78,7 +78,10 @@ def _row(row: Row, proof: Proof, *, ships: bool) -> list[str]:
         *(_percentile(latency, name) for name in ("p90", "p99")),
         value("1", "by definition") if is_unit else value(f"{ratio.value:.3f}", interval(ratio, 3)),
         value(megabytes(measured["size_bytes"].value), "counted"),
-        value(megabytes(memory.value), f"peak of {plural(memory.samples, 'run')}"),
+        value(
+            megabytes(memory.value),
+            f"{megabytes(memory.lower)} to {megabytes(memory.upper)}, range of {plural(memory.samples, 'run')}",
+        ),
     ]
 
 

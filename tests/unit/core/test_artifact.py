@@ -1,8 +1,12 @@
 """What an artifact takes, returns and refuses; what is done to its files stands in tests/end_to_end."""
 
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,14 @@ from temper.core import artifact
 from temper.core.artifact import Artifact, Model, example_inputs, load
 from temper.core.errors import ArtifactError, UsageError
 from temper.core.goal import Conditions
+from temper.core.runtime import Runtime
 from temper.graph.capture import capture
 from temper.runtimes.onnxruntime import OnnxRuntime
+from temper.runtimes.openvino import OpenVino
+from temper.runtimes.torch_eager import TorchEager
+
+for runtime_name, kind in (("onnxruntime", OnnxRuntime), ("openvino", OpenVino), ("torch_eager", TorchEager)):
+    kind.name = runtime_name
 
 
 class Pair(nn.Module):
@@ -104,6 +114,81 @@ def test_the_script_runs_alone(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "((4, 3), dtype('float32'))" in done.stdout
     assert len((folder / "run.py").read_text(encoding="utf-8").splitlines()) < 20
+
+
+class Awkward(nn.Module):
+    """Its inputs are called as what a script might call its own."""
+
+    def forward(
+        self, options: Tensor, session: Tensor, numpy: Tensor, model: Tensor, HERE: Tensor, onnxruntime: Tensor
+    ) -> dict[str, Tensor]:
+        return {"sum": options + session + numpy, "product": model * HERE * onnxruntime}
+
+
+@pytest.mark.parametrize("runtime", [OnnxRuntime(), OpenVino(), TorchEager()], ids=lambda runtime: runtime.name)
+def test_names_of_inputs_do_not_clash_in_the_script(runtime: Runtime, tmp_path: Path) -> None:
+    pytest.importorskip(runtime.package)
+    names = ("options", "session", "numpy", "model", "HERE", "onnxruntime")
+    graph = capture(Awkward().eval(), ((), {name: torch.randn(2, 3) for name in names}), names=names)
+    runtime.export(graph, tmp_path)
+    artifact.write(
+        tmp_path, schema=graph.schema, runtime=runtime, conditions=Conditions(batch=4), recipe={}, environment={}
+    )
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("((4, 3), dtype('float32'))") == 2
+
+
+def altered(folder: Path, copy: Path) -> Path:
+    return Path(shutil.copytree(folder, copy / "artifact"))
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "sub/model.onnx", "sub/manifest.json", "__pycache__/run.pyc"])
+def test_a_file_that_is_not_listed(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = altered(folder, tmp_path)
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_bytes(b"anything")
+    with pytest.raises(ArtifactError, match=f"{name} is not listed in manifest.json.*Remove the file"):
+        load(copy)
+    (copy / name).unlink()
+    load(copy)
+
+
+def test_a_link_that_is_not_listed(folder: Path, tmp_path: Path) -> None:
+    copy = altered(folder, tmp_path)
+    for target in (folder / "model.onnx", folder, tmp_path / "nothing"):
+        (copy / "link").symlink_to(target)
+        with pytest.raises(ArtifactError, match="link is not listed"):
+            load(copy)
+        (copy / "link").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["files"].update({"model\0.onnx": "0"}),
+        lambda manifest: manifest["files"].update({"x" * 5000: "0"}),
+        lambda manifest: manifest.update(schema=None),
+    ],
+)
+def test_a_manifest_with_odd_contents(folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    copy = altered(folder, tmp_path)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
+        load(copy)
+
+
+def test_json_that_is_nested_too_deeply(folder: Path, tmp_path: Path) -> None:
+    copy = altered(folder, tmp_path)
+    (copy / "proof.json").write_text("[" * 100_000)
+    artifact.seal(copy)
+    with pytest.raises(ArtifactError, match=r"proof\.json is damaged"):
+        Artifact.open(copy).proof()
+    (copy / "manifest.json").write_text('{"format":' + "[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
+        load(copy)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from temper.core.errors import WorkerError
 from temper.measure.latency import Timing, alternated
+from temper.measure.loaded import Deadline
 
 
 class Contestant:
@@ -62,3 +64,20 @@ def test_rounds_that_were_disturbed_are_repeated_but_not_forever() -> None:
 def test_one_call_that_is_longer_than_a_block() -> None:
     (timing,), _ = timings(lambda n: 0.5, rounds=5)
     assert len(timing.calls) == 5
+
+
+def test_the_interval_of_p50_is_that_of_the_median() -> None:
+    """More rounds narrow it, which they do not where it is merely the spread of the blocks."""
+    blocks = np.random.default_rng(0).normal(1e-3, 1e-4, 4000)
+    few, many = (
+        Timing(blocks=blocks[:count], calls=np.repeat(blocks[:count], 2), disturbed=0).latency() for count in (40, 4000)
+    )
+    assert few.lower <= few.value <= few.upper
+    assert few.value == few.details["p50"]
+    assert many.upper - many.lower < 0.2 * (few.upper - few.lower)
+
+
+def test_rounds_end_at_the_deadline() -> None:
+    contestant = Contestant("slow", lambda n: 1e-3, [])
+    with pytest.raises(WorkerError, match="did not end within its limit of 0 s"):
+        alternated([contestant], rounds=5, block_s=0.01, one_thread=True, deadline=Deadline(1e-9))

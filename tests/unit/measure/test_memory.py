@@ -18,7 +18,9 @@ def weighed(folder: Path, model: nn.Module) -> tuple[float, float, float]:
     artifact.write(
         folder, schema=graph.schema, runtime=runtime, conditions=conditions, recipe={"techniques": []}, environment={}
     )
-    peak = peak_memory(folder, [], conditions, log=folder / "log", memory_bytes=2**32)
+    peak = peak_memory(folder, [], conditions, log=folder.with_suffix(".log"), memory_bytes=2**32)
+    assert peak.details == {"interval": "extremes of 3 processes"}
+    assert peak.confidence == 0.75, "so often do the extremes of three enclose the median"
     return peak.lower, peak.value, peak.upper
 
 

@@ -14,8 +14,8 @@ from temper.measure.statistics import (
     DropTest,
     latency_ratio,
     mean_interval,
+    median_interval,
     paired_drop,
-    percentiles,
     set_metric_drop,
 )
 
@@ -451,7 +451,11 @@ def test_mean_interval_is_student_otherwise() -> None:
         mean_interval([0.5])
 
 
-def test_percentiles() -> None:
-    assert percentiles(np.arange(101.0)) == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+def test_median_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = [low <= 0 <= high for low, high in (median_interval(rng.standard_normal(40)) for _ in range(200))]
+    assert 0.9 <= np.mean(held) <= 0.99
+    low, high = median_interval(rng.standard_normal(4000))
+    assert high - low < 0.15, "it is the interval of the median, not of single samples"
     with pytest.raises(ValueError, match="n >= 1"):
-        percentiles([])
+        median_interval([])

@@ -92,10 +92,22 @@ def test_errors_of_temper_keep_their_kind_and_the_worker_lives(worker: Callable[
 
 
 def test_a_crash_is_told_with_the_last_words(worker: Callable[..., Worker]) -> None:
-    with pytest.raises(WorkerError, match="killed by signal 11 during 'crash'; its last words: the last words"):
+    with pytest.raises(WorkerError, match=r"killed by signal 11 during 'crash'; its last words: .*the last words"):
         worker().call("crash", time_s=20)
     with pytest.raises(WorkerError, match="ended with exit code 7"):
         worker().call("leave", time_s=20, code=7)
+
+
+def test_the_message_holds_the_end_of_the_log(worker: Callable[..., Worker], tmp_path: Path) -> None:
+    """The log of a verification lies in a folder that is removed, so a path alone would help nobody."""
+    child = worker()
+    child.call("chat", time_s=20)
+    with pytest.raises(WorkerError) as caught:
+        child.call("crash", time_s=20)
+    (tmp_path / "log").unlink()
+    assert "said on standard output" in str(caught.value)
+    assert "the last words" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_answer_that_is_no_json_costs_the_call_only(worker: Callable[..., Worker]) -> None:

@@ -23,6 +23,8 @@ ACTIVATIONS = (
     aten.clamp.default,
 )
 """Operators that runtimes fuse into the integer product before them: the quantizer stands behind them."""
+REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.adaptive_avg_pool1d.default, aten.avg_pool1d.default)
+"""OpenVINO 2026 computes infinities where these read a convolution over one dimension as integers."""
 SIZES = (aten.sym_size.int, aten.sym_numel.default)
 """Operators that read the shape alone."""
 
@@ -42,6 +44,8 @@ def quantized_edges(graph: Graph, *, everywhere: bool, skipped: Sequence[Node]) 
         if everywhere and not wanted and not is_call(node, (*ACTIVATIONS, *SIZES)):
             # Any other reader of a convolution: its output must be quantized for it to run in integers.
             wanted = [each for each in node.all_input_nodes if _ends_convolution(each, skipped)]
+        if is_call(node, REDUCTIONS):
+            wanted = [each for each in wanted if _rank(each) != 3]
         for source in dict.fromkeys(wanted):
             if _is_float_activation(source) and source not in skipped:
                 edges.setdefault(source, []).insert(0, node)
@@ -114,6 +118,11 @@ def _has_own_weight(layer: Node) -> bool:
     """Whether the weight is stored: one that is computed gets no quantizer, and with it the layer no integers."""
     weight = layer.args[1]
     return isinstance(weight, Node) and weight.op == "get_attr"
+
+
+def _rank(node: Node) -> int | None:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else None
 
 
 def _nodes(arguments: Sequence[object]) -> list[Node]:

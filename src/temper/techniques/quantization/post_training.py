@@ -107,9 +107,7 @@ class PostTrainingQuantization(Technique):
         clean(graph.module)
 
 
-def _signed(
-    edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[Node, ...]]
-) -> set[tuple[Node, ...]]:
+def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[Node, ...]]) -> set[tuple[Node, ...]]:
     """The sources of values that matrix products read and convolutions do not, wherever they were moved to."""
     readers: dict[tuple[Node, ...], list[Node]] = {}
     for node, consumers in edges.items():
