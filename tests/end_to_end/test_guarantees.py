@@ -141,6 +141,7 @@ def test_a_bench_of_two_tasks_times_both(tmp_path: Path, task_file: Path, monkey
     time = Workshop.time
 
     def noted(self: Workshop, artifacts: Sequence[Path], part: str, *, rounds: int, block_s: float) -> object:
+        # Short blocks will do: only which models are timed is asked here.
         sizes.extend(Artifact.open(each).size_bytes for each in artifacts)
         return time(self, artifacts, part, rounds=rounds, block_s=0.002)
 

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from temper.cli._options import Json
+
 
 def command(
     out: Annotated[Path, typer.Option(help="A new folder for the task, its weights and the run.")] = Path(
         "temper-demo"
     ),
     trials: Annotated[int, typer.Option(min=1, help="How many trials the search may make.")] = 9,
+    as_json: Json = False,
 ) -> None:
     """Train a small network on handwritten digits, optimize it, and verify the artifact in a fresh process."""
     from importlib.resources import files
@@ -28,18 +31,20 @@ def command(
     task = out / "digits.py"
     task.write_text(files("temper.demo").joinpath("digits.py").read_text(encoding="utf-8"), encoding="utf-8")
     run = out / "run"
-    optimize = ["optimize", f"{task}:task", "--out", str(run), "--max-drop", "0.02", "--trials", str(trials)]
-    screen = console()
-    # The outcome of the first two is shown by the last one; progress goes to standard error and is seen throughout.
-    for words, quiet in (
-        (optimize, True),
-        (["verify", str(run), "--task", f"{task}:task"], False),
-        (["show", str(run)], False),
-    ):
+    steps = (
+        # What optimize prints at the end is what show prints; its progress goes to standard error and is seen.
+        (["optimize", f"{task}:task", "--out", str(run), "--max-drop", "0.02", "--trials", str(trials)], True),
+        (["verify", str(run), "--task", f"{task}:task"], as_json),
+        (["show", str(run), *(["--json"] if as_json else [])], False),
+    )
+    screen = console(progress=as_json)
+    codes = []
+    for words, quiet in steps:
         screen.print(f"\n[bold]$ temper {escape(' '.join(words))}[/bold]\n", soft_wrap=True)
         sys.stdout.flush()
         output = subprocess.DEVNULL if quiet else None
-        code = subprocess.run([sys.executable, "-m", "temper", *words], check=False, stdout=output).returncode
-        if code:
-            raise typer.Exit(code)
+        codes.append(subprocess.run([sys.executable, "-m", "temper", *words], check=False, stdout=output).returncode)
+        if codes[0]:
+            break
     screen.print(f"\nThe task is {task}: change it into yours.", markup=False, soft_wrap=True)
+    raise typer.Exit(max(codes))

@@ -2,7 +2,7 @@
 
 A file in `temper/techniques/<family>/`, `temper/runtimes/` or `temper/search/` that holds exactly one public
 plug is that plug, named by its place. Other distributions add theirs as entry points of the group that bears the
-folder's name, such as `temper.techniques`. Listing reads file names and metadata only; a plug is imported when it is chosen.
+folder's name, such as `temper.techniques`. Listing reads file names and metadata; a plug is imported when it is chosen.
 """
 
 import ast

@@ -33,7 +33,7 @@ class Timing:
     def latency(self) -> Measurement:
         """Seconds a call: p50 is the median over the blocks' medians, with a bootstrap interval over the blocks.
 
-        Calls within a block resemble each other, so blocks are what is resampled. p90 and p99 are those of single calls.
+        Calls within a block resemble each other, so blocks are resampled. p90 and p99 are those of single calls.
         """
         p50, (low, high) = float(np.median(self.blocks)), median_interval(self.blocks)
         p90, p99 = np.percentile(self.calls, [90, 99])

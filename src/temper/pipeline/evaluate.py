@@ -57,11 +57,11 @@ def evaluate(
         measurements["size_bytes"] = counted_bytes(folder)
         # A model that cannot even run its first examples is not worth timing.
         workshop.predict(folder, subject.part, 0, min(FIRST_EXAMPLES, len(subject.examples)), time_s=left())
-        measurements |= _latency(workshop, folder, subject.part, history)
+        measurements |= _latency(workshop, folder, subject.part, history, left())
         if _is_hopeless(measurements, recipe, history, workshop):
             return ended("dropped", "slower than the baseline by so much that its quality was not measured")
         if "memory_bytes" in workshop.goal.limits or workshop.goal.minimize == "memory":
-            measurements["memory_bytes"] = workshop.memory(folder, subject.part)
+            measurements["memory_bytes"] = workshop.memory(folder, subject.part, time_s=left())
         outputs = workshop.predict(folder, subject.part, 0, len(subject.examples), time_s=left())
         quality = subject.compare(outputs, workshop.goal.max_drop)
         measurements |= {"score": quality.score, "drop": quality.drop}
@@ -80,11 +80,13 @@ def counted_bytes(artifact: Path) -> Measurement:
     return Measurement(value=count, lower=count, upper=count, unit="B", samples=1)
 
 
-def _latency(workshop: Workshop, folder: Path, part: str, history: Sequence[Trial]) -> dict[str, Measurement]:
+def _latency(
+    workshop: Workshop, folder: Path, part: str, history: Sequence[Trial], time_s: float
+) -> dict[str, Measurement]:
     """Latency, and its ratio to the run's anchor: the first trial that was measured."""
     anchor = next((trial for trial in history if trial.measured), None)
     contestants = [folder] if anchor is None else [workshop.artifact_of(anchor), folder]
-    timings = workshop.time(contestants, part, rounds=ROUNDS, block_s=BLOCK_S)
+    timings = workshop.time(contestants, part, rounds=ROUNDS, block_s=BLOCK_S, time_s=time_s)
     ratio = timings[-1].ratio_to(timings[0])
     return {"latency_s": timings[-1].latency(), "latency_ratio": ratio}
 

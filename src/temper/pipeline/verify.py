@@ -1,6 +1,5 @@
 """Verify an artifact: measure it again, here and now, and judge every limit again."""
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +54,9 @@ def verify(folder: Path | str, task: Task | str, *, tell: Callable[[str], None] 
     ArtifactError if the artifact must not be loaded or has no proof; TaskError if the task is not the proof's.
     """
     artifact = Artifact.open(folder)
-    proof = _proof_of(artifact)
+    proof = artifact.proof()
+    if proof is None:
+        raise ArtifactError(f"{artifact.folder} carries no proof: there is nothing to verify it against")
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="temper-verify-") as scratch:
         place = RunFolder(Path(scratch))
@@ -97,16 +98,6 @@ def _verified(
         reproduced=_reproduced(artifact, proof, chosen),
         examples=proof.examples,
     )
-
-
-def _proof_of(artifact: Artifact) -> Proof:
-    file = artifact.folder / artifacts.PROOF
-    if artifacts.PROOF not in artifact.files:
-        raise ArtifactError(f"{artifact.folder} carries no {artifacts.PROOF}: there is nothing to verify it against")
-    try:
-        return Proof.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file} is damaged: {error}. Get the artifact again") from error
 
 
 def _baseline(workshop: Workshop, artifact: Artifact, recipe: Recipe) -> Path:

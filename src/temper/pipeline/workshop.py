@@ -93,7 +93,9 @@ class Workshop:
             Path(file).unlink()
         return outputs
 
-    def time(self, artifacts: Sequence[Path], part: str, *, rounds: int, block_s: float) -> list[Timing]:
+    def time(
+        self, artifacts: Sequence[Path], part: str, *, rounds: int, block_s: float, time_s: float | None = None
+    ) -> list[Timing]:
         """The artifacts' latencies on a stored part's examples, in interleaved blocks."""
         return interleaved(
             artifacts,
@@ -103,12 +105,13 @@ class Workshop:
             block_s=block_s,
             log=self.folder.log,
             memory_bytes=self.memory_bytes,
+            time_s=time_s,
         )
 
-    def memory(self, artifact: Path, part: str) -> Measurement:
+    def memory(self, artifact: Path, part: str, *, time_s: float | None = None) -> Measurement:
         """Peak memory of fresh processes that run the artifact."""
-        inputs, conditions = self.folder.stored(part, "input"), self.goal.conditions
-        return peak_memory(artifact, inputs, conditions, log=self.folder.log, memory_bytes=self.memory_bytes)
+        inputs, conditions, log = self.folder.stored(part, "input"), self.goal.conditions, self.folder.log
+        return peak_memory(artifact, inputs, conditions, log=log, memory_bytes=self.memory_bytes, time_s=time_s)
 
     def energy(self, artifact: Path, part: str) -> Measurement:
         """Energy a call of the artifact, or `unavailable`."""
