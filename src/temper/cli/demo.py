@@ -1,5 +1,6 @@
 """temper demo: the main job on real digits, in a few minutes."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ from temper.cli._options import Json
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="A new folder for the task, its weights and the run.")] = Path(
-        "temper-demo"
-    ),
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for task, weights and run; temper-demo, or the next free number.")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="How many trials the search may make.")] = 9,
     as_json: Json = False,
 ) -> None:
@@ -25,6 +26,7 @@ def command(
     from temper.cli._tables import console
     from temper.core.errors import UsageError
 
+    out = out or _free_folder()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty: choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -48,3 +50,8 @@ def command(
             break
     screen.print(f"\nThe task is {task}: change it into yours.", markup=False, soft_wrap=True)
     raise typer.Exit(max(codes))
+
+
+def _free_folder() -> Path:
+    names = itertools.chain(["temper-demo"], (f"temper-demo-{number}" for number in itertools.count(2)))
+    return next(folder for folder in map(Path, names) if not folder.exists())
