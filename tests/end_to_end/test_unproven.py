@@ -63,7 +63,7 @@ def test_an_artifact_without_proof_or_folder_cannot_be_verified(
 ) -> None:
     done = cli("verify", run.folder / "baseline", "--task", f"{task_file}:task")
     assert done.code == 2, done
-    assert "carries no proof.json" in done.err
+    assert "carries no proof" in done.err
     done = cli("verify", tmp_path, "--task", f"{task_file}:task")
     assert done.code == 2, done
     assert "holds no artifact" in done.err
