@@ -39,7 +39,7 @@ def comparison(findings: Findings) -> Html:
     conditions = proof.goal.conditions
     words = (
         f"All were reloaded from their exported files in clean processes and timed in turns on the same cores, "
-        f"with {conditions}. {_noise(proof)}Small numbers are 95\u00a0% intervals."
+        f"with {conditions}. {_noise(proof)}Small numbers are 95\u00a0% intervals, and for peak memory the range of the runs."
     )
     shown = [row for row in proof.rows if row.role != "chosen" or not findings.baseline_ships]
     rows = [_row(row, proof, ships=findings.baseline_ships and row.role == "baseline") for row in shown]
@@ -80,7 +80,7 @@ def _row(row: Row, proof: Proof, *, ships: bool) -> list[str]:
         value(megabytes(measured["size_bytes"].value), "counted"),
         value(
             megabytes(memory.value),
-            f"{megabytes(memory.lower)} to {megabytes(memory.upper)}, range of {plural(memory.samples, 'run')}",
+            f"{significant(memory.lower / 1e6)} to {significant(memory.upper / 1e6)}",
         ),
     ]
 
@@ -97,7 +97,7 @@ def _noise(proof: Proof) -> str:
 
 def _energy(proof: Proof) -> str:
     energies = [(row, row.measurements["energy_j"]) for row in proof.rows if "energy_j" in row.measurements]
-    if not energies:
+    if all(each.status == "unavailable" for _, each in energies):
         return "Energy: unavailable (this host exposes no energy counters)."
     words = (
         f"{ROLES.get(row.role, row.role).lower()} {significant(each.value)} {each.unit} ({each.status})"
