@@ -39,7 +39,8 @@ def comparison(findings: Findings) -> Html:
     conditions = proof.goal.conditions
     words = (
         f"All were reloaded from their exported files in clean processes and timed in turns on the same cores, "
-        f"with {conditions}. {_noise(proof)}Small numbers are 95\u00a0% intervals, and for peak memory the range of the runs."
+        f"with {conditions}. {_noise(proof)}"
+        "Small numbers are 95\u00a0% intervals, and for peak memory the range of the runs."
     )
     shown = [row for row in proof.rows if row.role != "chosen" or not findings.baseline_ships]
     rows = [_row(row, proof, ships=findings.baseline_ships and row.role == "baseline") for row in shown]
