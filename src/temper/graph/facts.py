@@ -6,7 +6,7 @@ from torch.fx import Node
 from temper.core.facts import Fact
 from temper.core.graph import Graph
 from temper.graph.quantizers import is_quantizer
-from temper.graph.surgery import tensor_of
+from temper.graph.surgery import tensor_of, users_of_tensor
 
 aten = torch.ops.aten
 
@@ -54,16 +54,6 @@ def foldable_batch_norms(graph: Graph) -> list[tuple[Node, Node]]:
     return pairs
 
 
-def layer_name(graph: Graph, node: Node) -> str:
-    """The name of the user's module that the layer was, taken from its weight."""
-    weight = node.args[1]
-    if is_quantizer(weight):
-        assert isinstance(weight, Node)
-        weight = weight.args[0]
-    assert isinstance(weight, Node)
-    return str(weight.target).removesuffix(".weight")
-
-
 def _weight(graph: Graph, node: Node) -> bool:
     weight = node.args[1]
     if is_quantizer(weight):
@@ -82,13 +72,7 @@ def _owns_float_weight(graph: Graph, layer: Node) -> bool:
     if tensor_of(graph.module, weight) is None:
         return False
     assert isinstance(weight, Node)
-    readers = [
-        user
-        for node in graph.module.graph.nodes
-        if node.op == "get_attr" and node.target == weight.target
-        for user in node.users
-    ]
-    return len(readers) == 1
+    return len(users_of_tensor(graph.module, str(weight.target))) == 1
 
 
 has_float_layers = Fact("has layers with float weights", lambda graph, context: bool(float_layers(graph)))
