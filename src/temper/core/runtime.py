@@ -26,13 +26,15 @@ class Runtime(Plug):
     """A frozen dataclass of knobs that exports a graph into a folder and loads it from there.
 
     `package` is what must be importable, `extra` the optional dependency of temper that installs it. A runtime
-    that reads `fake_quantize` nodes as integers says so in `integers`, and which scheme it executes fastest.
+    that reads `fake_quantize` nodes as integers says so in `integers`, and which scheme it executes fastest. One that
+    `compiles` takes a compiler's time for every graph, so a search turns to it after the others.
     """
 
     folder: ClassVar[str] = "temper.runtimes"
     package: ClassVar[str]
     extra: ClassVar[str] = ""
     integers: ClassVar["IntegerScheme | None"] = None
+    compiles: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, graph: Graph, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from temper.core.facts import Fact
@@ -50,6 +50,46 @@ class Space:
             before += tuple(each for each in chain if each not in before)
             left |= {fact for each in chain for fact in each.leaves}
         return (*before, technique)
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Whether every technique finds what it needs, in the user's graph or left by those before it."""
+        left: dict[Fact, bool] = {}
+        for technique in recipe.techniques:
+            if not all(left.get(need, self.holds(need, recipe.runtime)) for need in technique.needs):
+                return False
+            left |= {each: truth for fact in technique.leaves for each, truth in ((fact, True), (~fact, False))}
+        return True
+
+    def insertions(self, recipe: Recipe) -> Iterator[Recipe]:
+        """The recipe with one more technique, of default knobs, where the facts allow it.
+
+        One that fits the user's own graph prepares for the others and comes as early as it can; one that needs what
+        they leave comes as late as it can.
+        """
+        present = {type(each) for each in recipe.techniques}
+        for technique in self.techniques:
+            if technique in present:
+                continue
+            places = range(len(recipe.techniques) + 1)
+            prepares = all(self.holds(need, recipe.runtime) for need in technique.needs)
+            for place in places if prepares else reversed(places):
+                steps = (*recipe.techniques[:place], technique(), *recipe.techniques[place:])
+                longer = replace(recipe, techniques=steps)
+                if self.fits(longer):
+                    yield longer
+                    break
+
+    def aided(self, recipe: Recipe) -> Recipe:
+        """The recipe with every auxiliary technique that fits."""
+        while (longer := next(self.aids(recipe), None)) is not None:
+            recipe = longer
+        return recipe
+
+    def aids(self, recipe: Recipe) -> Iterator[Recipe]:
+        """The recipe with one auxiliary technique more."""
+        for longer in self.insertions(recipe):
+            if any(each.auxiliary for each in longer.techniques if each not in recipe.techniques):
+                yield longer
 
 
 @dataclass(frozen=True, kw_only=True)

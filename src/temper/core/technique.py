@@ -15,13 +15,16 @@ from temper.core.knobs import Plug
 class Technique(Plug):
     """A frozen dataclass of knobs with one method.
 
-    `needs` are facts that must hold before, `leaves` facts that hold after; `reference` cites the paper. Whoever
-    calls `apply` passes a copy that may be changed in place. An `apply` that finds nothing to do raises NoEffect.
+    `needs` are facts that must hold before, `leaves` facts that hold after; `reference` cites the paper. One that is
+    `auxiliary` makes nothing cheaper by itself: it prepares for another technique or repairs what that one lost, so a
+    search puts it beside others and never tries it alone. Whoever calls `apply` passes a copy that may be changed in
+    place. An `apply` that finds nothing to do raises NoEffect.
     """
 
     folder: ClassVar[str] = "temper.techniques"
     needs: ClassVar[tuple[Fact, ...]] = ()
     leaves: ClassVar[tuple[Fact, ...]] = ()
+    auxiliary: ClassVar[bool] = False
     reference: ClassVar[str] = ""
 
     @abstractmethod

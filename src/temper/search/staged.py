@@ -1,9 +1,11 @@
-"""Float runtimes first, then every technique on every runtime, then one knob at a time.
+"""Float runtimes first, then every technique on every runtime, then one change at a time.
 
 The first stage finds the baseline. The second tries each chain of techniques with its default knobs on each runtime,
-the runtime that was fastest in float first. The third moves one knob at a time from two trials: the best that keeps
-the limits, and the best that misses them, which is worth repairing only if it would win. Last come the neighbours of
-default recipes that could not be measured: another value of a knob may be what makes them work.
+the runtime that was fastest in float first; whatever would win but misses a limit is repaired at once, with all the
+techniques that prepare for it or restore what it lost. Runtimes that compile for tens of seconds come after the others,
+and those that are far behind in float come last. The third stage makes one change at a time (a knob, or a technique
+more) to two trials: the best that keeps the limits, and the best that misses them. Last come the neighbours of default
+recipes that could not be measured: another value of a knob may be what makes them work.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from temper.core.frontier import baseline
 from temper.core.knobs import Plug
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
@@ -18,6 +21,8 @@ from temper.core.search import Search, Space, untried
 from temper.core.trial import Trial
 
 P = TypeVar("P", bound=Plug)
+FAR_BEHIND = 3.0
+"""No technique was seen to make up for a float runtime that takes this many times as long as the best one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +36,20 @@ class StagedSearch(Search):
 
 
 def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
-    yield from _float_runtimes(space)
-    yield from _chains(space, history)
+    near, far = _by_distance(space, history)
+    for compiles in (False, True):
+        runtimes = [each for each in space.runtimes if each.compiles == compiles]
+        yield from _float_runtimes(runtimes)
+        yield from _repairs(space, history)
+        yield from _chains(space, [each for each in near if each.compiles == compiles])
     yield from _moves(space, history)
-    yield from _rescues(space, history)
+    yield from _rescues(space, history, near)
+    yield from _chains(space, far)
 
 
-def _float_runtimes(space: Space) -> Iterator[Recipe]:
+def _float_runtimes(runtimes: Sequence[type[Runtime]]) -> Iterator[Recipe]:
     """Every runtime as it comes, and in float32 where that is not what it does by default."""
-    for runtime in space.runtimes:
+    for runtime in runtimes:
         default = runtime()
         yield Recipe(runtime=default)
         if not default.full_precision:
@@ -48,48 +58,83 @@ def _float_runtimes(space: Space) -> Iterator[Recipe]:
                 yield Recipe(runtime=exact)
 
 
-def _chains(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
-    runtimes = sorted(
-        (runtime() for runtime in space.runtimes), key=lambda each: _float_objective(each, space, history)
-    )
+def _by_distance(space: Space, history: Sequence[Trial]) -> tuple[list[Runtime], list[Runtime]]:
+    """The runtimes, best in float first, and apart from them those that are far behind or could not run at all."""
+    best = baseline(history, space.goal)
+    reached = {runtime: _float_objective(runtime(), space, history) for runtime in space.runtimes}
+    limit = float("inf") if best is None else FAR_BEHIND * best.objective(space.goal)
+    ranked = sorted(space.runtimes, key=lambda each: reached[each])
+    near = [each() for each in ranked if reached[each] < limit]
+    return near, [each() for each in ranked if reached[each] >= limit]
+
+
+def _float_objective(runtime: Runtime, space: Space, history: Sequence[Trial]) -> float:
+    """The best that the runtime reached with the unchanged model, at any of its knobs; infinite if it was not run."""
+    floats = (each for each in history if each.measured and not each.recipe.techniques)
+    own = (each.objective(space.goal) for each in floats if each.recipe.runtime.name == runtime.name)
+    return min(own, default=float("inf"))
+
+
+def _chains(space: Space, runtimes: Sequence[Runtime]) -> Iterator[Recipe]:
     chains = {
         (runtime, chain): None
         for runtime in runtimes
         for technique in space.techniques
-        if (chain := space.chain(technique, runtime)) is not None
+        if not technique.auxiliary and (chain := space.chain(technique, runtime)) is not None
     }
     for runtime, chain in chains:
-        # A technique that only prepares another is not worth a trial of its own: runtimes do such things themselves.
+        # A technique that only leads to another is not worth a trial of its own: runtimes do such things themselves.
         if not any(other != chain and other[: len(chain)] == chain for _, other in chains):
             yield Recipe(techniques=tuple(technique() for technique in chain), runtime=runtime)
 
 
-def _float_objective(runtime: Runtime, space: Space, history: Sequence[Trial]) -> float:
-    float_trials = (trial for trial in history if trial.measured and trial.recipe == Recipe(runtime=runtime))
-    return min((trial.objective(space.goal) for trial in float_trials), default=float("inf"))
+def _repairs(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
+    """What would win but misses a limit, with every technique that may help it; one by one if all together fail.
+
+    So is the best that keeps the limits, as long as its loss may still turn out to be too large.
+    """
+    best = _best_inside(space, history)
+    doubtful = [best] if best is not None and best.drop.upper > space.goal.max_drop else []
+    missed = sorted(_winning_misses(space, history), key=lambda each: each.objective(space.goal))
+    for trial in (*missed, *doubtful):
+        whole = space.aided(trial.recipe)
+        if whole == trial.recipe:
+            continue
+        yield whole
+        if any(each.recipe == whole and each.outcome == "failed" for each in history):
+            yield from space.aids(trial.recipe)
 
 
 def _moves(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
-    """One knob changed: from the best trial within the limits, and from a better one that misses them."""
-    goal = space.goal
-    tuned = [trial for trial in history if trial.measured and trial.recipe.techniques]
-    inside = [trial for trial in tuned if trial.within(goal)]
-    best = min(inside, key=lambda trial: trial.objective(goal), default=None)
-    missed = [trial for trial in tuned if not trial.within(goal)]
-    if best is not None:
-        missed = [trial for trial in missed if trial.objective(goal) < best.objective(goal)]
-    repairable = min(missed, key=lambda trial: trial.drop.value, default=None)
+    """One change: to the best trial within the limits, and to the better one that misses them by least."""
+    best = _best_inside(space, history)
+    repairable = min(_winning_misses(space, history), key=lambda each: each.drop.value, default=None)
     for trial in (best, repairable):
         if trial is not None:
             yield from _changed(trial.recipe)
+            yield from space.insertions(trial.recipe)
 
 
-def _rescues(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
+def _best_inside(space: Space, history: Sequence[Trial]) -> Trial | None:
+    """The best tuned trial that keeps the limits."""
+    inside = [each for each in history if each.recipe.techniques and each.within(space.goal)]
+    return min(inside, key=lambda each: each.objective(space.goal), default=None)
+
+
+def _winning_misses(space: Space, history: Sequence[Trial]) -> list[Trial]:
+    """The tuned trials that miss a limit and are better in the objective than all that keep them."""
+    inside = [each.objective(space.goal) for each in history if each.within(space.goal)]
+    bar = min(inside, default=float("inf"))
+    tuned = [each for each in history if each.measured and each.recipe.techniques]
+    return [each for each in tuned if not each.within(space.goal) and each.objective(space.goal) < bar]
+
+
+def _rescues(space: Space, history: Sequence[Trial], runtimes: Sequence[Runtime]) -> Iterator[Recipe]:
     """One knob changed from each chain of default knobs whose trials failed or were dropped."""
     outcomes: dict[str, set[str]] = {}
     for trial in history:
         outcomes.setdefault(trial.recipe.key, set()).add(trial.outcome)
-    for recipe in _chains(space, history):
+    for recipe in _chains(space, runtimes):
         found = outcomes.get(recipe.key, set())
         if found & {"failed", "dropped"} and "measured" not in found:
             yield from _changed(recipe)

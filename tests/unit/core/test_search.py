@@ -4,6 +4,7 @@ from typing import ClassVar
 from temper.core.facts import Fact
 from temper.core.goal import Goal
 from temper.core.graph import Graph
+from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
 from temper.core.search import Space
 from temper.core.technique import Technique
@@ -55,3 +56,39 @@ def test_facts_and_their_negation() -> None:
     assert ~~RAW == RAW
     assert (~RAW).name == "not raw"
     assert len({RAW, ~RAW, ~~RAW}) == 2
+
+
+def space_of(*techniques: type[Technique], holding: tuple[Fact, ...]) -> Space:
+    def holds(fact: Fact, runtime: Runtime) -> bool:
+        return fact in holding or (fact.name.startswith("not ") and ~fact not in holding)
+
+    return Space(goal=Goal(), runtimes=(OnnxRuntime,), techniques=techniques, holds=holds)
+
+
+SMOOTH = type("smooth", (Step,), {"needs": (~PACKED,), "name": "smooth", "auxiliary": True})
+MEND = type("mend", (Step,), {"needs": (PACKED,), "name": "mend", "auxiliary": True})
+OTHER = technique("other", (~PACKED,), (PACKED,))
+TIDY = technique("tidy", (RAW,), (~RAW,))
+PACK_ONCE = technique("pack", (CLEAN, ~PACKED), (PACKED,))
+
+
+def names(recipe: Recipe) -> list[str]:
+    return [each.name for each in recipe.techniques]
+
+
+def test_what_prepares_is_inserted_early_and_what_repairs_late() -> None:
+    space = space_of(WASH, PACK_ONCE, OTHER, SMOOTH, MEND, TIDY, holding=(RAW,))
+    recipe = Recipe(techniques=(WASH(), PACK_ONCE()), runtime=OnnxRuntime())
+    assert space.fits(recipe)
+    assert [names(each) for each in space.insertions(recipe)] == [
+        ["smooth", "wash", "pack"],
+        ["wash", "pack", "mend"],
+        ["wash", "tidy", "pack"],
+    ], "`other` would pack what `pack` packs, and `tidy` would leave `wash` nothing to do if it came first"
+    assert names(space.aided(recipe)) == ["smooth", "wash", "pack", "mend"]
+
+
+def test_a_recipe_that_lacks_what_a_technique_needs_does_not_fit() -> None:
+    space = space_of(WASH, PACK, MEND, holding=(RAW,))
+    assert not space.fits(Recipe(techniques=(PACK(),), runtime=OnnxRuntime()))
+    assert not space.fits(Recipe(techniques=(MEND(), WASH(), PACK()), runtime=OnnxRuntime()))

@@ -1,19 +1,24 @@
 """The staged search, with facts that are simply said to hold."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 
 from temper.core import catalog
+from temper.core.context import Context
 from temper.core.facts import Fact
 from temper.core.goal import Goal
+from temper.core.graph import Graph
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
 from temper.core.search import Space
 from temper.core.technique import Technique
 from temper.core.trial import Outcome, Trial
+from temper.graph.facts import has_quantizers
 from temper.search.staged import StagedSearch
 
 GOAL = Goal()
@@ -119,3 +124,54 @@ def test_when_every_recipe_fails_the_search_ends() -> None:
         assert len(history) < 100
     assert len({each.recipe.key for each in history}) == len(history)
     assert len([each for each in history if each.recipe.techniques]) > 2
+
+
+def widened(*more: type[Technique]) -> Space:
+    """The usual space with more techniques, whose needs are read from what the usual ones leave."""
+    usual = space()
+    return Space(goal=GOAL, runtimes=usual.runtimes, techniques=(*usual.techniques, *more), holds=usual.holds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mending(Technique):
+    name: ClassVar[str] = "mending"
+    needs = (has_quantizers,)
+    auxiliary = True
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        return graph
+
+
+def test_what_would_win_but_misses_the_limit_is_repaired_at_once() -> None:
+    def judge(recipe: Recipe) -> tuple[float, float]:
+        mended = any(each.name == "mending" for each in recipe.techniques)
+        return (0.5, 0.0 if mended else 0.2) if recipe.techniques else (1.0, 0.0)
+
+    found = [each.recipe for each in run(widened(_Mending), judge)]
+    first = next(index for index, recipe in enumerate(found) if recipe.techniques)
+    assert [each.name for each in found[first + 1].techniques] == [
+        "fusion.batch_norm",
+        "quantization.post_training",
+        "mending",
+    ]
+    assert not any([each.name for each in recipe.techniques] == ["mending"] for recipe in found)
+
+
+def test_what_keeps_its_limits_beyond_doubt_needs_no_repair() -> None:
+    found = run(widened(_Mending), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.0), most=7)
+    assert not any(each.name == "mending" for trial in found for each in trial.recipe.techniques)
+
+
+def test_a_runtime_far_behind_in_float_comes_last() -> None:
+    speed = {"onnxruntime": 1.0, "openvino": 0.9, "torch_eager": 9.0}
+    found = run(space(), lambda recipe: (speed[recipe.runtime.name] * (0.5 if recipe.techniques else 1), 0.0))
+    tuned = [each.recipe.runtime.name for each in found if each.recipe.techniques]
+    assert "torch_eager" not in tuned[:-1]
+
+
+def test_a_runtime_that_compiles_comes_after_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog.get(Runtime, "onnxruntime"), "compiles", True)
+    found = [each.recipe for each in run(space(), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.0))]
+    names = [recipe.runtime.name for recipe in found]
+    quick = [index for index, recipe in enumerate(found) if recipe.techniques and names[index] == "openvino"]
+    assert quick[0] < names.index("onnxruntime")
