@@ -1,28 +1,67 @@
-"""temper bench: interleaved latency, with intervals."""
+"""temper bench: interleaved latency with intervals, or latency and throughput under load."""
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from temper.cli._options import Batch, Json, Threads
+from temper.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from temper.core.goal import Conditions
+    from temper.pipeline.bench import Bench
+    from temper.pipeline.load import Loaded
+
+Rate = Annotated[float | None, typer.Option(help="Requests a second that arrive at random, ready or not.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Instances that answer side by side, with --rate.")]
+Limit = Annotated[
+    float | None, typer.Option("--p99", help="Seconds: find instances, threads, batch and rate that keep this p99.")
+]
+Duration = Annotated[float, typer.Option(help="Seconds of each of the windows of --rate and --p99.")]
+Rounds = Annotated[int, typer.Option(min=5, help="Interleaved rounds; more of them narrow the intervals.")]
 
 
 def command(
     contestants: Annotated[list[str], typer.Argument(help="Tasks (file.py:name) and folders of artifacts or runs.")],
     threads: Threads = 1,
     batch: Batch = 1,
-    rounds: Annotated[int, typer.Option(min=5, help="Interleaved rounds; more of them narrow the intervals.")] = 40,
+    rounds: Rounds = 40,
+    rate: Rate = None,
+    concurrency: Concurrency = 1,
+    p99: Limit = None,
+    duration: Duration = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Time artifacts, and the unchanged models of tasks on every float runtime, in alternating blocks."""
+    """Time artifacts, and unchanged models of tasks on every float runtime, in alternating blocks, or under load."""
     from temper.cli._progress import progress
     from temper.core.goal import Conditions
+    from temper.measure.load import Service
     from temper.pipeline.bench import bench
+    from temper.pipeline.load import best_services, load
 
-    conditions = Conditions(batch=batch, threads=threads)
-    with progress() as tell:
-        result = bench(contestants, conditions, rounds=rounds, tell=tell)
+    if rate is not None and p99 is not None:
+        raise UsageError("--rate offers one load, and --p99 looks for the highest: give one of the two")
+    if p99 is not None and len(contestants) > 1:
+        raise UsageError(f"--p99 takes one artifact at a time, and was given {len(contestants)}")
+    if p99 is not None:
+        with progress() as tell:
+            found = best_services(contestants[0], p99_s=p99, duration_s=duration, tell=tell)
+        _show_load(found, as_json, p99)
+    elif rate is not None:
+        service = Service(instances=concurrency, threads=threads, batch=batch)
+        with progress() as tell:
+            found = load(contestants, service, rate=rate, duration_s=duration, tell=tell)
+        _show_load(found, as_json)
+    else:
+        conditions = Conditions(batch=batch, threads=threads)
+        with progress() as tell:
+            result = bench(contestants, conditions, rounds=rounds, tell=tell)
+        _show_bench(result, conditions, as_json)
+
+
+def _show_bench(result: "Bench", conditions: "Conditions", as_json: bool) -> None:
     if as_json:
         rows = [
             {"title": row.title, "latency_s": row.latency.to_json(), "ratio": row.ratio.to_json()}
@@ -31,13 +70,10 @@ def command(
         print(json.dumps({"rows": rows, "noise_floor": result.noise_floor}))
         return
     from rich.markup import escape
-    from rich.table import Table
 
     from temper.cli._tables import console, interval, milliseconds
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "p50", "p90", "p99", "ratio to the first"):
-        table.add_column(name, justify="right" if name else "left")
+    table = _table("", "p50", "p90", "p99", "ratio to the first")
     for row in result.rows:
         details = row.latency.details
         tail = (f"{details[name] * 1e3:.3f} ms" for name in ("p90", "p99"))
@@ -45,3 +81,54 @@ def command(
     screen = console()
     screen.print(table)
     screen.print(f"\n{conditions}; differences under {result.noise_floor:.1%} are noise")
+
+
+def _show_load(found: "Sequence[Loaded]", as_json: bool, p99_s: float = float("inf")) -> None:
+    if as_json:
+        print(json.dumps({"rows": [_load_row(each, p99_s) for each in found]}))
+        return
+    from rich.markup import escape
+
+    from temper.cli._tables import console
+
+    screen = console()
+    table = _table("served by", "requests/s", "answers/s", "p50", "p90", "p99", "its windows", "unanswered")
+    for title in dict.fromkeys(each.title for each in found):
+        screen.print(escape(title))
+    for each in found:
+        (p50, *_), (p90, *_), (p99, best, worst) = (each.percentile(share) for share in (50, 90, 99))
+        single = (f"{value * 1e3:.2f} ms" for value in (p50, p90, p99))
+        windows = f"{best * 1e3:.2f}–{worst * 1e3:.2f} ms"
+        style = None if each.keeps(p99_s) else "dim strike"
+        rates = (f"{each.rate:.1f}", f"{each.throughput:.1f}")
+        table.add_row(str(each.service), *rates, *single, windows, f"{each.unanswered:.1%}", style=style)
+    screen.print(table)
+    screen.print(f"\nrequests at random times, each latency from its arrival on, {len(found[0].windows)} windows a row")
+    if p99_s < float("inf"):
+        screen.print(
+            f"the highest rates that keep p99 within {p99_s * 1e3:g} ms; struck out: over it even when almost idle"
+        )
+
+
+def _load_row(each: "Loaded", p99_s: float) -> dict[str, Any]:
+    service = each.service
+    return {
+        "title": each.title,
+        "instances": service.instances,
+        "threads": service.threads,
+        "batch": service.batch,
+        "rate": each.rate,
+        "throughput": each.throughput,
+        "unanswered": each.unanswered,
+        "keeps_p99": each.keeps(p99_s),
+        **{f"p{share}_s": each.percentile(share) for share in (50, 90, 99)},
+    }
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left")
+    return table
