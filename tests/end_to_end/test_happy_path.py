@@ -111,6 +111,16 @@ def test_show_for_people(run: Result, cli) -> None:
         assert expected in done.out
 
 
+def test_what_ships_is_explained_layer_by_layer(run: Result, cli) -> None:
+    explanation = json.loads(cli("explain", run.folder, "--json").out)
+    names = [layer["name"] for layer in explanation["layers"]]
+    assert names == ["0", "2", "4"]
+    assert all(layer["weight"]["relative_error"] > 0 for layer in explanation["layers"] if layer["weight"])
+    assert explanation["call_s"] > 0
+    assert "sensitivity" in cli("explain", run.folder).out
+    assert "What it is made of" in run.report.read_text(encoding="utf-8")
+
+
 def test_bench_against_the_baseline(run: Result, cli) -> None:
     done = cli("bench", run.folder / "baseline", run.folder, "--rounds", 5, "--json")
     assert done.code == 0, done

@@ -2,12 +2,13 @@
 
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from temper.core.errors import MissingExtra
+from temper.core.explanation import Kernel
 from temper.core.graph import Graph
 from temper.core.knobs import Plug
 from temper.core.schema import Array, Schema
@@ -47,6 +48,15 @@ class Runtime(Plug):
     @abstractmethod
     def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
         """How many operators the loaded model executes in each precision, by the runtime's own account."""
+
+    def profile(
+        self, folder: Path, schema: Schema, threads: int, inputs: Sequence[tuple[Array, ...]]
+    ) -> tuple[Kernel, ...]:
+        """Seconds a call of each kernel, in order of execution, by the runtime's own clock; empty if it keeps none.
+
+        The model is run once with each of the inputs, which are many enough for the first calls not to count.
+        """
+        return ()
 
     @abstractmethod
     def script(self, schema: Schema, threads: int) -> str:

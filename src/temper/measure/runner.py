@@ -3,6 +3,7 @@ unless the artifact's runtime is torch."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ class Session:
         wall = clock() - began
         return {"seconds": seconds.tolist(), "processor_share": (time.process_time() - processor) / max(wall, 1e-9)}
 
+    def profile(self, threads: int, calls: int) -> list[dict[str, Any]]:
+        """The kernels that the runtime executes, by its own clock, over so many calls with the prepared batches."""
+        inputs = [self.batches[index % len(self.batches)] for index in range(calls)]
+        artifact = self.artifact
+        kernels = artifact.runtime.profile(artifact.folder, artifact.schema, threads, inputs)
+        return [asdict(kernel) for kernel in kernels]
+
     def peak_memory(self) -> int:
         """Bytes that were resident at most in the life of this process (Linux's VmHWM)."""
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -89,7 +97,7 @@ class Session:
 
 def main() -> None:
     session = Session()
-    handlers = (session.load, session.predict, session.prepare, session.block, session.peak_memory)
+    handlers = (session.load, session.predict, session.prepare, session.block, session.profile, session.peak_memory)
     serve({handler.__name__: handler for handler in handlers})
 
 

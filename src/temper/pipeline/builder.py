@@ -1,11 +1,13 @@
 """The program of a building process: apply a recipe to a copy of the graph, export it and say what will execute."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from temper.core import artifact
 from temper.core.context import Context
@@ -16,8 +18,12 @@ from temper.core.recipe import Recipe
 from temper.core.target import Target
 from temper.core.technique import applied
 from temper.graph.facts import has_quantizers
+from temper.graph.onnx_layers import placed
+from temper.graph.sensitivity import few, layers_of
 from temper.graph.storage import load
 from temper.measure.child import serve
+
+ONNX_FILE = "model.onnx"
 
 
 def build(
@@ -56,10 +62,39 @@ def build(
     return dict(executed)
 
 
+def explain(
+    graph: str,
+    calibration: Sequence[str],
+    recipe: Mapping[str, Any],
+    folder: str,
+    target: Mapping[str, Any],
+    batch: int,
+    seed: int,
+    limit_s: float,
+) -> list[dict[str, Any]]:
+    """The layers of the artifact in the folder, which the recipe made of the stored graph, as JSON.
+
+    What the quantizers lose is measured on as many calibration inputs as fit into the time.
+    """
+    steps = Recipe.from_json(recipe)
+    arrays = tuple(np.load(file, allow_pickle=False) for file in calibration)
+    context = Context(runtime=steps.runtime, target=Target.from_json(target), seed=seed, calibration=arrays or None)
+    current = reference = _loaded(graph)
+    for technique in steps.techniques:
+        current = applied(technique, current, context)
+        if not has_quantizers.holds(current, context):
+            reference = current
+    layers = layers_of(current, reference, few(current, arrays, limit_s), batch)
+    file = Path(folder) / ONNX_FILE
+    if file.exists():
+        layers = placed(layers, onnx.load(file, load_external_data=False))
+    return [asdict(layer) for layer in layers]
+
+
 @cache
 def _loaded(folder: str) -> Graph:
     return load(Path(folder))
 
 
 if __name__ == "__main__":
-    serve({"build": build})
+    serve({"build": build, "explain": explain})

@@ -14,7 +14,7 @@ from temper.core import artifact as artifacts
 from temper.core import catalog
 from temper.core.artifact import Artifact
 from temper.core.context import Context
-from temper.core.errors import TemperError
+from temper.core.errors import TemperError, TrialError
 from temper.core.facts import Fact
 from temper.core.goal import Goal
 from temper.core.graph import Graph
@@ -41,6 +41,7 @@ from temper.pipeline.bookkeeping import (
 from temper.pipeline.budget import Budget, budgeted
 from temper.pipeline.choose import Choice, choose
 from temper.pipeline.evaluate import evaluate
+from temper.pipeline.explain import explained
 from temper.pipeline.interruptions import host_errors, interruptible
 from temper.pipeline.prepare import Prepared, prepare
 from temper.pipeline.prove import digest
@@ -107,6 +108,7 @@ def optimize(
                     with Workshop(folder, goal, prepared.target, seed) as workshop:
                         _search(workshop, journal, prepared, limit, search, tell)
                         choice = _prove(workshop, journal, prepared, allow_unproven, tell)
+                        _explain(workshop, journal, choice, tell)
                     _ship(folder, journal, prepared, choice)
                 else:
                     tell(f"{folder.root}: this run is finished; nothing to resume")
@@ -179,6 +181,19 @@ def _prove(workshop: Workshop, journal: Journal, prepared: Prepared, allow_unpro
         prepared.module, prepared.parts.proof, "proof", prepared.metric, prepared.graph.schema, workshop.seed
     )
     return choose(workshop, on_proof, candidates, journal.trials(), allow_unproven=allow_unproven, tell=tell)
+
+
+def _explain(workshop: Workshop, journal: Journal, choice: Choice, tell: Tell) -> None:
+    """Note why what ships is as fast and as accurate as it is; a run is no worse for lacking that."""
+    if journal.fact("explanation") is not None:
+        return
+    tell("explaining what ships, layer by layer")
+    try:
+        explanation = explained(workshop, choice.tested.recipe, choice.tested.folder, "selection")
+    except TrialError as error:
+        tell(f"it could not be explained: {error}")
+    else:
+        journal.note(explanation=explanation.to_json())
 
 
 def _ship(folder: RunFolder, journal: Journal, prepared: Prepared, choice: Choice) -> None:

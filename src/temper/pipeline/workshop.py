@@ -9,6 +9,7 @@ import psutil
 
 from temper.core.artifact import Artifact
 from temper.core.errors import ArtifactError
+from temper.core.explanation import Kernel, Layer, layer_from_json
 from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
@@ -19,6 +20,7 @@ from temper.hardware.cores import working_threads
 from temper.measure.energy import energy
 from temper.measure.latency import Timing, interleaved
 from temper.measure.memory import peak_memory
+from temper.measure.profile import profile
 from temper.measure.worker import Worker
 from temper.pipeline.run_folder import RunFolder
 
@@ -26,6 +28,8 @@ MEMORY_SHARE = 0.8
 """The share of the free memory that one worker may take before it is stopped."""
 PREDICTION_BATCH = 32
 REBUILD_S = 1800.0
+SENSITIVITY_S = 20.0
+"""How long it may take to measure what each layer's quantizers lose."""
 
 
 class Workshop:
@@ -43,16 +47,8 @@ class Workshop:
 
         Raises: TrialError and its kin; the building process is replaced after a crash, a hang or too much memory.
         """
-        if self._builder is None or not self._builder.alive:
-            self._close_builder()
-            self._builder = Worker(
-                "temper.pipeline.builder",
-                log=self.folder.log,
-                memory_bytes=self.memory_bytes,
-                threads=working_threads(),
-            )
         conditions = self.goal.conditions
-        executed: dict[str, int] = self._builder.call(
+        executed: dict[str, int] = self._building().call(
             "build",
             time_s=time_s,
             graph=str(self.folder.graph),
@@ -64,6 +60,27 @@ class Workshop:
             seed=self.seed,
         )
         return executed
+
+    def layers(self, recipe: Recipe, place: Path) -> tuple[Layer, ...]:
+        """What the quantizers of the artifact in that folder do, layer by layer. Raises: as `build` does."""
+        layers = self._building().call(
+            "explain",
+            time_s=REBUILD_S,
+            graph=str(self.folder.graph),
+            calibration=_names(self.folder.stored("calibration", "input")),
+            recipe=recipe.to_json(),
+            folder=str(place),
+            target=self.target.to_json(),
+            batch=self.goal.conditions.batch,
+            seed=self.seed,
+            limit_s=SENSITIVITY_S,
+        )
+        return tuple(map(layer_from_json, layers))
+
+    def profile(self, artifact: Path, part: str) -> tuple[float, tuple[Kernel, ...]]:
+        """Seconds of a whole call of the artifact, and the kernels that its runtime executes."""
+        inputs, conditions = self.folder.stored(part, "input"), self.goal.conditions
+        return profile(artifact, inputs, conditions, log=self.folder.log, memory_bytes=self.memory_bytes)
 
     def artifact_of(self, trial: Trial) -> Path:
         """The folder of a trial's artifact, built again if it was lost or half written. Raises: as `build` does."""
@@ -126,6 +143,18 @@ class Workshop:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _building(self) -> Worker:
+        """The building process, a new one if the last one died."""
+        if self._builder is None or not self._builder.alive:
+            self._close_builder()
+            self._builder = Worker(
+                "temper.pipeline.builder",
+                log=self.folder.log,
+                memory_bytes=self.memory_bytes,
+                threads=working_threads(),
+            )
+        return self._builder
 
     def _runner(self) -> Worker:
         return Worker(

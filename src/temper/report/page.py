@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 
 from temper.core.journal import Journal
+from temper.report.anatomy import anatomy
 from temper.report.background import data, environment, model, reproduce
 from temper.report.charts import IDENTITY, frontier_chart, library
 from temper.report.comparison import comparison
@@ -15,7 +16,7 @@ from temper.report.opening import opening
 from temper.report.trials import trials
 from temper.report.verdict import verdict
 
-SECTIONS = (verdict, comparison, frontier, trials, opening, data, model, environment, reproduce)
+SECTIONS = (verdict, comparison, frontier, anatomy, trials, opening, data, model, environment, reproduce)
 
 
 def write_report(journal: Journal, file: Path) -> None:

@@ -1,11 +1,14 @@
 """ONNX Runtime on the CPU: portable, quick to load, integer kernels for QDQ graphs."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from temper.core.explanation import Kernel
 from temper.core.graph import Graph
 from temper.core.knobs import knob
 from temper.core.runtime import IntegerScheme, Runner, Runtime
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED"}
+KERNEL = "_kernel_time"
 INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
 
 
@@ -47,7 +51,26 @@ class OnnxRuntime(Runtime):
             file = Path(scratch) / "optimized.onnx"
             self._session(folder, 1, optimized=file)
             operators = [node.op_type for node in onnx.load_model(file, load_external_data=False).graph.node]
-        return Counter("int8" if each.startswith(INTEGER_OPERATORS) else "float32" for each in operators)
+        return Counter(map(_precision, operators))
+
+    def profile(
+        self, folder: Path, schema: Schema, threads: int, inputs: Sequence[tuple[Array, ...]]
+    ) -> tuple[Kernel, ...]:
+        """Medians from the trace that ONNX Runtime writes on request; a kernel computes the node it is named after."""
+        import json
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as scratch:
+            session = self._session(folder, threads, trace=Path(scratch) / "trace")
+            runner = _Session(session, schema)
+            for arrays in inputs:
+                runner.run(*arrays)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        timed: dict[str, list[dict[str, Any]]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
+                timed.setdefault(event["name"], []).append(event)
+        return tuple(_kernel(name, each) for name, each in timed.items())
 
     def script(self, schema: Schema, threads: int) -> str:
         level = f"onnxruntime.GraphOptimizationLevel.{LEVELS[self.optimization]}"
@@ -60,7 +83,9 @@ session = onnxruntime.InferenceSession(HERE / "{FILE}", options, providers=["CPU
 outputs = session.run(None, inputs)
 """
 
-    def _session(self, folder: Path, threads: int, optimized: Path | None = None) -> "onnxruntime.InferenceSession":
+    def _session(
+        self, folder: Path, threads: int, optimized: Path | None = None, trace: Path | None = None
+    ) -> "onnxruntime.InferenceSession":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -70,7 +95,23 @@ outputs = session.run(None, inputs)
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[self.optimization])
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
+        if trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace)
         return onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+
+
+def _precision(operator: str) -> str:
+    return "int8" if operator.startswith(INTEGER_OPERATORS) else "float32"
+
+
+def _kernel(name: str, events: list[dict[str, Any]]) -> Kernel:
+    """ONNX Runtime calls a node that it made of others after one of them, with a suffix: `node_conv2d_3_token_11`."""
+    node = name.removesuffix(KERNEL)
+    operator = events[0]["args"]["op_name"]
+    original = re.sub(r"(_token_\d+|/duplicated|_nchwc|_quant)+$", "", node)
+    seconds = median(event["dur"] for event in events) * 1e-6
+    return Kernel(name=node, operator=operator, precision=_precision(operator), seconds=seconds, covers=(original,))
 
 
 class _Session:

@@ -1,13 +1,16 @@
 """OpenVINO on the CPU: bfloat16 by default where the processor has it, integer kernels for QDQ graphs."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
+from temper.core.explanation import Kernel
 from temper.core.graph import Graph
 from temper.core.knobs import knob
 from temper.core.runtime import IntegerScheme, Runner, Runtime
@@ -16,6 +19,8 @@ from temper.core.schema import Array, Schema
 FILE = "model.onnx"
 INTEGERS = ("i8", "u8")
 NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
+PROFILES = 3
 NOT_EXECUTED = ("Input", "Output", "Const", "Reorder", "Result", "Parameter")
 
 
@@ -48,13 +53,27 @@ class OpenVino(Runtime):
 
     def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
         """Counts from the compiled model's own description of the kernels it chose."""
-        counts: Counter[str] = Counter()
-        for node in self._compiled(folder, 1).get_runtime_model().get_ordered_ops():
-            facts = node.get_rt_info()
-            precision = facts["runtimePrecision"].astype(str) if "runtimePrecision" in facts else ""
-            if facts["layerType"].astype(str) not in NOT_EXECUTED:
-                counts["int8" if precision in INTEGERS else NAMES.get(precision, precision)] += 1
-        return counts
+        facts = _facts(self._compiled(folder, 1))
+        return Counter(_precision(each) for each in facts.values() if each["layerType"] not in NOT_EXECUTED)
+
+    def profile(
+        self, folder: Path, schema: Schema, threads: int, inputs: Sequence[tuple[Array, ...]]
+    ) -> tuple[Kernel, ...]:
+        """Means of the counters that OpenVINO keeps on request, from the median of several compilations of the model.
+
+        It says itself which nodes a kernel computes. Its counters cannot be reset, so they include the first calls.
+        """
+        timed: dict[tuple[str, str], list[float]] = {}
+        for _ in range(PROFILES):
+            compiled = self._compiled(folder, threads, {"PERF_COUNT": True})
+            facts, request = _facts(compiled), compiled.create_infer_request()
+            runner = _Request(request, len(schema.outputs))
+            for arrays in inputs:
+                runner.run(*arrays)
+            for each in request.profiling_info:
+                if each.status.name == "EXECUTED":
+                    timed.setdefault((each.node_name, each.node_type), []).append(each.real_time.total_seconds())
+        return tuple(_kernel(*key, median(seconds), facts.get(key[0], {})) for key, seconds in timed.items())
 
     def script(self, schema: Schema, threads: int) -> str:
         return f"""\
@@ -72,10 +91,33 @@ outputs = list(model(list(inputs.values())).values())
             options["INFERENCE_PRECISION_HINT"] = "f32"
         return options
 
-    def _compiled(self, folder: Path, threads: int) -> Any:
+    def _compiled(self, folder: Path, threads: int, more: Mapping[str, Any] | None = None) -> Any:
         import openvino
 
-        return openvino.Core().compile_model(str(folder / FILE), "CPU", self._options(threads))
+        return openvino.Core().compile_model(str(folder / FILE), "CPU", {**self._options(threads), **(more or {})})
+
+
+def _facts(compiled: Any) -> dict[str, dict[str, str]]:
+    """What the compiled model says of each of its nodes, by name."""
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    facts = ((node.get_friendly_name(), node.get_rt_info()) for node in nodes)
+    return {name: {fact: of[fact].astype(str) for fact in FACTS if fact in of} for name, of in facts}
+
+
+def _precision(facts: Mapping[str, str]) -> str:
+    precision = facts.get("runtimePrecision", "")
+    return "int8" if precision in INTEGERS else NAMES.get(precision, precision)
+
+
+def _kernel(name: str, operator: str, seconds: float, facts: Mapping[str, str]) -> Kernel:
+    covers = (re.sub("/WithoutBiases.*", "", each) for each in facts.get("originalLayersNames", "").split(","))
+    return Kernel(
+        name=name,
+        operator=operator,
+        precision=_precision(facts),
+        seconds=seconds,
+        covers=tuple(dict.fromkeys(filter(None, covers))),
+    )
 
 
 class _Request:

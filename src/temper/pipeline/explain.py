@@ -1,0 +1,63 @@
+"""Why an artifact is as fast and as accurate as it is."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from temper.core.artifact import Artifact
+from temper.core.explanation import Explanation, Kernel, Layer
+from temper.core.journal import Journal
+from temper.core.recipe import Recipe
+from temper.measure.profile import profile
+from temper.pipeline.advice import advise
+from temper.pipeline.run_folder import RunFolder
+from temper.pipeline.workshop import MEMORY_SHARE, Workshop
+
+
+def explained(workshop: Workshop, recipe: Recipe, folder: Path, part: str) -> Explanation:
+    """Where the time of an artifact goes on examples of that part, and what the quantizers of its recipe lose.
+
+    Raises: TrialError and its kin if the artifact cannot be profiled, or its graph not be made again.
+    """
+    call_s, kernels = workshop.profile(folder, part)
+    layers = _timed(workshop.layers(recipe, folder), kernels)
+    return Explanation(call_s=call_s, kernels=kernels, layers=layers, advice=advise(call_s, kernels, layers))
+
+
+def explain(folder: Path) -> Explanation:
+    """The explanation that a run noted, or, of an artifact that lies alone, its profile on this machine.
+
+    Raises: ArtifactError if there is no sound artifact; WorkerError if it cannot be run.
+    """
+    artifact = Artifact.open(folder)
+    file = RunFolder(artifact.folder.parent).journal
+    noted = _noted(file) if file.is_file() else None
+    if noted is not None:
+        return Explanation.from_json(noted)
+    memory = int(MEMORY_SHARE * psutil.virtual_memory().available)
+    with tempfile.TemporaryDirectory(prefix="temper-explain-") as scratch:
+        log = Path(scratch) / "log"
+        call_s, kernels = profile(artifact.folder, (), artifact.conditions, log=log, memory_bytes=memory)
+    return Explanation(call_s=call_s, kernels=kernels, layers=(), advice=advise(call_s, kernels, ()))
+
+
+def _noted(file: Path) -> Any:
+    journal = Journal(file)
+    try:
+        return journal.fact("explanation")
+    finally:
+        journal.close()
+
+
+def _timed(layers: Sequence[Layer], kernels: Sequence[Kernel]) -> tuple[Layer, ...]:
+    """The layers with the time and the precision of the kernel that computes each."""
+    computing = {name: kernel for kernel in kernels for name in kernel.covers}
+    found = ((layer, computing.get(layer.node)) for layer in layers)
+    return tuple(
+        layer if kernel is None else replace(layer, seconds=kernel.seconds, precision=kernel.precision)
+        for layer, kernel in found
+    )
