@@ -20,9 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-sys.path.insert(0, str(HERE / "tasks"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, str(Path(__file__).parent / "tasks"))
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from temper.measure.quality import compare
 from temper.pipeline.materialize import materialize
 from temper.pipeline.task_loading import load_task
 
+TASKS = Path(__file__).resolve().parent / "tasks"
 LIBRARIES = ("torch", "torchao", "onnxruntime", "openvino", "nncf")
 TEMPER, BASELINE, AGAIN = "temper", "temper's baseline, the best float runtime", "temper again (noise)"
 
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def reference(self) -> str:
-        return f"{HERE / 'tasks' / self.task}"
+        return str(TASKS / self.task)
 
 
 ROWS = (
@@ -215,7 +215,7 @@ def _subject(row: Row, task: Task, parts: Parts, folder: Path, examples: int | N
         "task": row.reference,
         "onnx": onnx,
         "names": _names(task, parts.proof, onnx),
-        "axes": list(parts.proof.length_axes),
+        "axes": list(getattr(parts.proof, "length_axes", [None] * len(parts.proof.inputs))),
         "transformer": row.transformer,
     }
     write_json(folder / ABOUT, unfinished)

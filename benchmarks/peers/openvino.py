@@ -1,4 +1,4 @@
-"""OpenVINO: the float file at its default precision or in float32, and quantized by nncf with its documented options."""
+"""OpenVINO: the float file at its default precision or in float32, and quantized by nncf as documented."""
 
 from pathlib import Path
 from typing import Any

@@ -29,7 +29,7 @@ def compiled_call(module: torch.nn.Module, subject: Subject, threads: int, *, bf
     prepare(threads)
     config.freezing = True
     config.cpp_wrapper = True
-    compiled = torch.compile(module, dynamic=True if subject.varied else False)
+    compiled = torch.compile(module, dynamic=subject.varied)
     call = _call(compiled, bfloat16)
     for example in subject.examples("proof").spread(3):
         call(*example)
