@@ -85,4 +85,4 @@ METRIC = Metric(name="agreement", score=agreement, per_example=True, against="or
 
 
 def task() -> Task:
-    return Task.from_onnx(MODEL, examples(), metric=METRIC, name="UltraFace, 320 x 240")
+    return Task.from_onnx(MODEL, examples(), METRIC, dynamic_batch=False, name="UltraFace, 320 x 240")
