@@ -27,6 +27,7 @@ import numpy as np
 
 import breadth_page
 import peers
+import temper
 from contest import Refused, built, predicted, timed
 from peers.subject import ABOUT, PARTS, Subject, export, store
 from places import CACHE
@@ -108,7 +109,7 @@ class Contest:
 
     def at(self, threads: int) -> dict[str, Any]:
         """Let temper search for so many threads, then time everyone: the row's entry for that number of threads."""
-        place = self.folder / f"temper-{threads}"
+        place = self.folder / f"temper-{threads}-{_code(Path(temper.__file__).parent)}"
         goal = Goal(max_drop=self.max_drop, conditions=Conditions(threads=threads))
         result = optimize(self.row.reference, goal, budget=self.effort.budget, out=place, resume=place.exists())
         artifacts = {TEMPER: place / "artifact", BASELINE: place / "baseline", AGAIN: place / "artifact"}
@@ -261,8 +262,9 @@ def _names(task: Task, examples: Examples, onnx: str) -> list[str]:
 
 
 def _fingerprint(task: Task, parts: Parts, effort: Effort) -> str:
-    """Eight digits that change with the model, the data, the libraries and the number of proof examples."""
-    digest = sha256(repr((effort.examples, [version(name) for name in LIBRARIES])).encode())
+    """Eight digits that change with the model, the data, how peers are made, and the number of proof examples."""
+    code = _code(Path(peers.__file__).parent)
+    digest = sha256(repr((effort.examples, code, [version(name) for name in LIBRARIES])).encode())
     onnx = _onnx_file(task)
     weights = [] if onnx else [value.numpy() for value in task.module().state_dict().values()]
     digest.update(Path(onnx).read_bytes() if onnx else b"")
@@ -270,6 +272,14 @@ def _fingerprint(task: Task, parts: Parts, effort: Effort) -> str:
         weights += getattr(parts, part).inputs
     for array in weights:
         digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:8]
+
+
+def _code(package: Path) -> str:
+    """Eight digits that change with the source of a package: what other code made is not taken for its own."""
+    digest = sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
 
 
@@ -283,7 +293,7 @@ def compete(row: Row, threads: Sequence[int], effort: Effort, folder: Path, agai
     contest = Contest(row, effort)
     for number in wanted:
         if again:
-            for place in contest.folder.glob(f"temper-{number}*"):
+            for place in contest.folder.glob(f"temper-{number}-*"):
                 shutil.rmtree(place)
         done[str(number)] = contest.at(number)
         write_json(file, {**contest.about(), "threads": dict(sorted(done.items()))})
