@@ -39,11 +39,12 @@ class Stored:
         return (self[index] for index in range(len(self)))
 
     def spread(self, count: int) -> list[tuple[Array, ...]]:
-        """So many examples, evenly spread over the order of their lengths, or simply the first ones."""
+        """So many examples: where lengths differ, the middles of equal shares of their order, else the first ones."""
         if self.lengths is None:
             return [self[index] for index in range(min(count, len(self)))]
         order = np.argsort(self.lengths, kind="stable")
-        return [self[int(order[place])] for place in np.linspace(0, len(order) - 1, count).round().astype(int)]
+        places = (np.arange(count) + 0.5) / count * len(order)
+        return [self[int(order[place])] for place in places.astype(int)]
 
     def _columns(self) -> Iterator[tuple[Array, int | None]]:
         return zip(self.inputs, self.axes)
