@@ -232,8 +232,7 @@ def _subject(row: Row, task: Task, parts: Parts, folder: Path, examples: int | N
     }
     write_json(folder / ABOUT, unfinished)
     try:
-        if not onnx:
-            export(subject)
+        export(subject)
     except BaseException:
         (folder / ABOUT).unlink()
         raise

@@ -85,7 +85,7 @@ class Subject:
 
     @property
     def float_file(self) -> Path:
-        return Path(self.about["onnx"]) if self.from_onnx else self.folder / FLOAT
+        return self.folder / FLOAT
 
     def examples(self, part: str) -> Stored:
         return Stored(self.folder, part, self.about["axes"])
@@ -126,14 +126,28 @@ def store(folder: Path, part: str, examples: Examples, most: int | None = None) 
 
 
 def export(subject: Subject) -> None:
-    """Write the float ONNX file for batch 1, the length dynamic where examples differ in it."""
+    """Write the float ONNX file for batch 1, the length dynamic where examples differ in it.
+
+    A file that came as ONNX stays as it is, but for weights that old exporters list as inputs: every runtime asks for
+    them to be taken out of that list.
+    """
+    if subject.from_onnx:
+        import onnx
+
+        model = onnx.load(subject.about["onnx"])
+        weights = {each.name for each in model.graph.initializer}
+        inputs = [each for each in model.graph.input if each.name not in weights]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        onnx.save(model, subject.float_file)
+        return
     import torch
 
     example = max(subject.calibration(8), key=lambda arrays: arrays[0].size)
     torch.onnx.export(
         subject.module(),
         subject.tensors(example),
-        subject.folder / FLOAT,
+        subject.float_file,
         dynamo=True,
         input_names=subject.names,
         dynamic_shapes=subject.dynamic_shapes(),
