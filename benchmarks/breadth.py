@@ -296,8 +296,13 @@ def compete(row: Row, threads: Sequence[int], effort: Effort, folder: Path, agai
                 shutil.rmtree(place)
         done[str(number)] = contest.at(number)
         write_json(file, {**contest.about(), "threads": dict(sorted(done.items()))})
-        page = breadth_page.PAGE if folder == breadth_page.RESULTS else folder / "breadth.md"
-        page.write_text(breadth_page.page(folder, [each.name for each in ROWS]), encoding="utf-8")
+        publish(folder)
+
+
+def publish(folder: Path) -> None:
+    """Make the page again from all rows that are finished."""
+    page = breadth_page.PAGE if folder == breadth_page.RESULTS else folder / "breadth.md"
+    page.write_text(breadth_page.page(folder, [row.name for row in ROWS]), encoding="utf-8")
 
 
 def main() -> None:
@@ -318,6 +323,7 @@ def main() -> None:
                 compete(row, options.threads, effort, options.out, options.again)
             except Exception as error:  # noqa: BLE001 (a row that fails must not keep the others from being made)
                 print(f"{row.name}: {type(error).__name__}: {error}", flush=True)
+    publish(options.out)
 
 
 if __name__ == "__main__":
