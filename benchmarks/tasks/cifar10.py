@@ -118,7 +118,9 @@ def trained(name: str) -> ResNet:
         model.load_state_dict({key.removeprefix("module."): value for key, value in published.items()})
         fine_tune(model, epochs={"resnet20": 4, "resnet56": 2}[name])
         CACHE.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), cached)
+        unfinished = cached.with_suffix(f".{os.getpid()}.tmp")
+        save_file(model.state_dict(), unfinished)
+        unfinished.replace(cached)
     model.load_state_dict(load_file(cached))
     return model.eval()
 

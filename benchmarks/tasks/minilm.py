@@ -69,7 +69,9 @@ def trained() -> Classifier:
     if not CACHED.exists():
         train(model)
         CACHE.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), CACHED)
+        unfinished = CACHED.with_suffix(f".{os.getpid()}.tmp")
+        save_file(model.state_dict(), unfinished)
+        unfinished.replace(CACHED)
     model.load_state_dict(load_file(CACHED))
     return model.eval()
 
