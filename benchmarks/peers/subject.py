@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 PARTS = ("calibration", "proof")
+PER_CHANNEL = 17
+"""An opset whose quantization has scales per channel (13 was the first), and that all libraries read."""
 FLOAT, ABOUT = "float.onnx", "subject.json"
 
 
@@ -128,13 +130,16 @@ def store(folder: Path, part: str, examples: Examples, most: int | None = None) 
 def export(subject: Subject) -> None:
     """Write the float ONNX file for batch 1, the length dynamic where examples differ in it.
 
-    A file that came as ONNX stays as it is, but for weights that old exporters list as inputs: every runtime asks for
-    them to be taken out of that list.
+    A file that came as ONNX is brought to an opset that knows scales per channel, and weights that old exporters list
+    as inputs are taken out of that list: the libraries ask for both.
     """
     if subject.from_onnx:
         import onnx
+        import onnx.version_converter
 
         model = onnx.load(subject.about["onnx"])
+        if model.opset_import[0].version < PER_CHANNEL:
+            model = onnx.version_converter.convert_version(model, PER_CHANNEL)
         weights = {each.name for each in model.graph.initializer}
         inputs = [each for each in model.graph.input if each.name not in weights]
         del model.graph.input[:]
