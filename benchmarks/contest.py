@@ -1,99 +1,141 @@
 """Contestants of any kind in resident processes, timed in alternating blocks by temper's own measurement.
 
-Run as a program it is the child's side: it loads one contestant and answers `predict` and `block`.
+Run as a program it is the child's side: it builds or loads one contestant and answers `predict` and `block`.
 """
 
-import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import peers
+from peers.subject import Subject
+from temper.core.errors import TemperError
+from temper.core.schema import Array
 from temper.hardware.cores import lease
 from temper.measure.child import serve
 from temper.measure.latency import Timing, alternated
 from temper.measure.worker import Worker
 
-sys.path.insert(0, str(Path(__file__).parent))
-LIMIT_S = 1800.0
+BUILD_S, LOAD_S, PREDICT_S = 1800.0, 900.0, 3600.0
+BLOCK_S = 0.025
+MEMORY_BYTES = 1 << 34
+FIXED, VARIED = 8, 16
+"""How many examples the timed calls go round; more where lengths differ, so that they stand for the mixture."""
 
 
 class Contestant:
-    """A bare runtime session or a loaded temper artifact, called with one array."""
+    """A peer or an artifact of temper, called with the arrays of one example at a time."""
 
-    def load(self, kind: str, path: str, threads: int, inputs: str, options: dict[str, Any] | None = None) -> None:
-        self.call = {"onnxruntime": _onnxruntime, "openvino": _openvino, "temper": _temper}[kind](
-            path, threads, options or {}
-        )
-        self.inputs = np.load(inputs, mmap_mode="r")
+    def build(self, subject: str, folder: str, peer: str) -> None:
+        peers.named(peer).build(Subject(Path(subject)), Path(folder))
 
-    def predict(self, file: str, batch: int) -> None:
-        chunks = [np.ascontiguousarray(self.inputs[at : at + batch]) for at in range(0, len(self.inputs), batch)]
-        np.save(file, np.concatenate([self.call(chunk) for chunk in chunks]))
+    def load(self, subject: str, folder: str, peer: str, threads: int) -> None:
+        self.subject = Subject(Path(subject))
+        if peer:
+            self.call = peers.named(peer).load(self.subject, Path(folder), threads)
+        else:
+            self.call = _artifact(folder, threads)
+        self.timed = self.subject.examples("proof").spread(VARIED if self.subject.varied else FIXED)
+
+    def predict(self, outputs: str) -> int:
+        """Answer all proof examples one by one, as they are timed; one file an output. How many outputs there are."""
+        answers = [self.call(*example) for example in self.subject.examples("proof")]
+        for index, parts in enumerate(zip(*answers)):
+            np.save(f"{outputs}_{index}.npy", _stacked(parts))
+        return len(answers[0])
 
     def block(self, calls: int) -> dict[str, Any]:
-        singles = [np.ascontiguousarray(self.inputs[at : at + 1]) for at in range(8)]
+        """Time that many calls. Where lengths differ, a call is the mean over a round of the whole mixture."""
+        rounds = [self.timed] if self.subject.varied else [[example] for example in self.timed]
         seconds = np.empty(calls)
-        clock, processor, began = time.perf_counter, time.process_time(), time.perf_counter()
+        call, clock = self.call, time.perf_counter
+        processor, began = time.process_time(), clock()
         for index in range(calls):
-            x = singles[index % 8]
+            examples = rounds[index % len(rounds)]
             before = clock()
-            self.call(x)
-            seconds[index] = clock() - before
+            for example in examples:
+                call(*example)
+            seconds[index] = (clock() - before) / len(examples)
         share = (time.process_time() - processor) / (clock() - began)
         return {"seconds": seconds.tolist(), "processor_share": share}
 
 
-def contest(
-    contestants: Mapping[str, Mapping[str, Any]], inputs: Path, *, threads: int = 1, rounds: int = 60
-) -> tuple[dict[str, Timing], dict[str, np.ndarray]]:
-    """Predictions of each contestant for all inputs, and its timings at batch 1, all in the same rounds."""
-    predictions = {}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        log = Path(scratch) / "log"
-        cores = stack.enter_context(lease(threads))
-        workers = []
-        for index, spec in enumerate(contestants.values()):
-            worker = Worker("contest", log=log, memory_bytes=1 << 34, cores=cores, threads=threads)
-            stack.enter_context(worker)
-            worker.call("load", time_s=LIMIT_S, threads=threads, inputs=str(inputs), **spec)
-            worker.call("predict", time_s=LIMIT_S, file=f"{scratch}/{index}.npy", batch=32)
-            workers.append(worker)
-        for index, name in enumerate(contestants):
-            predictions[name] = np.load(f"{scratch}/{index}.npy")
-        timings = alternated(workers, rounds=rounds, block_s=0.025, one_thread=threads == 1)
-    return dict(zip(contestants, timings)), predictions
+class Refused(Exception):
+    """A contestant that cannot be built, loaded or asked, and why."""
 
 
-def _onnxruntime(path: str, threads: int, options: dict[str, Any]) -> Any:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
+def built(subject: Subject, peer: peers.Peer, folder: Path, log: Path) -> None:
+    """Build the peer into the folder, in a process of its own. Raises: Refused."""
+    with _worker(log) as worker:
+        _asked(worker, "build", BUILD_S, subject=str(subject.folder), folder=str(folder), peer=peer.name)
 
 
-def _openvino(path: str, threads: int, options: dict[str, Any]) -> Any:
-    import openvino
+def predicted(subject: Subject, peer: str, folder: Path, outputs: Path, log: Path) -> int:
+    """Write what the contestant answers to all proof examples, at one thread; how many outputs. Raises: Refused."""
+    with _worker(log, threads=1) as worker:
+        _asked(worker, "load", LOAD_S, subject=str(subject.folder), folder=str(folder), peer=peer, threads=1)
+        return int(_asked(worker, "predict", PREDICT_S, outputs=str(outputs)))
 
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False, **options}
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-    return lambda x: np.array(request.infer({0: x}, share_inputs=True, share_outputs=True)[0])
+
+def timed(
+    subject: Subject, contestants: Mapping[str, tuple[str, Path]], *, threads: int, rounds: int, log: Path
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Timings of all contestants, (peer or "", folder) by name, in the same rounds; and those that failed, and why."""
+    failures: dict[str, str] = {}
+    workers: dict[str, Worker] = {}
+    with lease(threads) as cores, ExitStack() as stack:
+        for name, (peer, folder) in contestants.items():
+            worker = stack.enter_context(_worker(log, cores, threads))
+            place = {"subject": str(subject.folder), "folder": str(folder)}
+            try:
+                _asked(worker, "load", LOAD_S, **place, peer=peer, threads=threads)
+                _asked(worker, "block", LOAD_S, calls=2)
+                workers[name] = worker
+            except Refused as error:
+                failures[name] = str(error)
+        timings = alternated(list(workers.values()), rounds=rounds, block_s=BLOCK_S, one_thread=threads == 1)
+    return dict(zip(workers, timings)), failures
 
 
-def _temper(path: str, threads: int, options: dict[str, Any]) -> Any:
+def _worker(log: Path, cores: tuple[int, ...] = (), threads: int = 0) -> Worker:
+    return Worker("contest", log=log, memory_bytes=MEMORY_BYTES, cores=cores, threads=threads)
+
+
+def _asked(worker: Worker, command: str, time_s: float, **arguments: Any) -> Any:
+    try:
+        return worker.call(command, time_s=time_s, **arguments)
+    except TemperError as error:
+        raise Refused(" ".join(str(error).split())[:300]) from error
+
+
+def _artifact(folder: str, threads: int) -> peers.Call:
     import temper
 
-    return temper.load(path, threads)
+    model = temper.load(folder, threads)
+
+    def call(*arrays: Array) -> tuple[Array, ...]:
+        outputs = model(*arrays)
+        if isinstance(outputs, dict):
+            return tuple(outputs.values())
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    return call
+
+
+def _stacked(parts: Sequence[Array]) -> Array:
+    """The outputs of single examples, (1, ...) each, as one array; shorter ones are filled up with zeros."""
+    largest = tuple(map(max, zip(*(part.shape[1:] for part in parts))))
+    whole = np.zeros((len(parts), *largest), parts[0].dtype)
+    for index, part in enumerate(parts):
+        inside: Any = (index, *map(slice, part.shape[1:]))
+        whole[inside] = part[0]
+    return whole
 
 
 if __name__ == "__main__":
     contestant = Contestant()
-    serve({"load": contestant.load, "predict": contestant.predict, "block": contestant.block})
+    serve({name: getattr(contestant, name) for name in ("build", "load", "predict", "block")})

@@ -1,8 +1,8 @@
 """CIFAR-10 as JPEG files, and the residual networks trained on it, from the folder that `TEMPER_DATA` names."""
 
 import os
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("TEMPER_DATA", REPOSITORY.parent / "shared" / "data"))
-CACHE = Path(os.environ.get("TEMPER_CACHE", Path.home() / ".cache" / "temper"))
+from places import CACHE, DATA
+from temper import Data
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CALIBRATION, SELECTION = 512, 2000
 
 
 def available() -> bool:
@@ -32,6 +33,20 @@ def images(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         unfinished.replace(cached)
     with np.load(cached) as stored:
         return stored["pixels"], stored["labels"]
+
+
+def data(prepared: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Data:
+    """512 training images for calibration, 2,000 of the test images for selection, the other 8,000 for proof."""
+    train, _ = images("train")
+    test, labels = images("test")
+    order = np.random.default_rng(0).permutation(len(test))
+    selection, proof = order[:SELECTION], order[SELECTION:]
+    calibration = np.random.default_rng(1).choice(len(train), CALIBRATION, replace=False)
+    return Data(
+        calibration=prepared(train[calibration]),
+        selection=(prepared(test[selection]), labels[selection]),
+        proof=(prepared(test[proof]), labels[proof]),
+    )
 
 
 def normalized(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -101,14 +116,16 @@ def trained(name: str) -> ResNet:
     if not cached.exists():
         published = torch.load(DATA / f"{name}_cifar10.th", weights_only=True, map_location="cpu")["state_dict"]
         model.load_state_dict({key.removeprefix("module."): value for key, value in published.items()})
-        fine_tune(model)
+        fine_tune(model, epochs={"resnet20": 4, "resnet56": 2}[name])
         CACHE.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), cached)
+        unfinished = cached.with_suffix(f".{os.getpid()}.tmp")
+        save_file(model.state_dict(), unfinished)
+        unfinished.replace(cached)
     model.load_state_dict(load_file(cached))
     return model.eval()
 
 
-def fine_tune(model: ResNet, epochs: int = 4, batch: int = 128, rate: float = 0.02, seed: int = 0) -> None:
+def fine_tune(model: ResNet, epochs: int, batch: int = 128, rate: float = 0.02, seed: int = 0) -> None:
     """Stochastic gradient descent with a cosine schedule, random crops and flips; the last epoch is what stays."""
     generator = torch.Generator().manual_seed(seed)
     pixels, labels = images("train")
