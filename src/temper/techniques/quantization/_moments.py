@@ -53,15 +53,16 @@ class Lockstep:
         count = 0
         for value, exact in zip(self._quantized.values(layer.args[0]), self._float.values(twin.args[0])):
             seen, wanted = patches(layer, value, kernel), patches(layer, exact, kernel)
-            gram = gram + seen.mT @ seen
-            cross = cross + wanted.mT @ seen
+            gram = gram + (seen.mT @ seen).double()
+            cross = cross + (wanted.mT @ seen).double()
             count += seen.shape[1]
         return Moments(gram=gram / count, cross=cross / count)
 
-    def refresh(self, *nodes: Node) -> None:
-        """Compute these nodes again in the quantized graph, after a tensor behind them was changed."""
-        for node in nodes:
-            self._quantized.step(node)
+    def refresh(self, quantizer: Node) -> None:
+        """Compute a weight's quantizer again in the quantized graph, after the weight was changed."""
+        for source in quantizer.all_input_nodes:
+            self._quantized.step(source)
+        self._quantized.step(quantizer)
 
 
 class _Batches(Interpreter):

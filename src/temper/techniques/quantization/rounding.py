@@ -68,7 +68,7 @@ class Rounding(Technique):
                     weight = layers[node]
                     integers = self._integers(weight, runs.moments(node, weight.shape[2:]), solver, context.seed)
                     changed += weight.write(graph, integers)
-                    runs.refresh(weight.node, weight.quantizer)
+                    runs.refresh(weight.quantizer)
         if not changed:
             raise NoEffect(f"{self.name}: {self.solver} left the weights of all {len(layers)} layers as they were")
         return graph
