@@ -305,6 +305,9 @@ def report(folder: Path) -> str:
         "GPTQ with descent; the knobs of both were tuned on two layers at 2 bits. How many rounds fit into the time "
         "depends on the machine.",
     ]
+    names = [f"{model}-{seed}-{bits}" for model in MODELS for seed in SEEDS for bits in BITS]
+    if missing := [name for name in names if not (folder / f"{name}.json").exists()]:
+        text.append(f"**Unfinished**: {len(missing)} of {len(names)} parts are missing; the same command adds them.")
     for model, title in (("resnet20", "ResNet-20, JPEG CIFAR-10"), ("minilm", "MiniLM, SST-2 sentences")):
         for bits in BITS:
             files = [folder / f"{model}-{seed}-{bits}.json" for seed in SEEDS]
