@@ -12,10 +12,11 @@ from temper.core.errors import PlugError, UsageError
 from temper.core.knobs import Plug
 from temper.core.runtime import Runtime
 from temper.core.search import Search
+from temper.core.solver import Solver
 from temper.core.technique import Technique
 
 SOURCE = Path(__file__).parents[2] / "src"
-KINDS = (Technique, Runtime, Search)
+KINDS = (Technique, Runtime, Search, Solver)
 
 PLUG = '''"""Propose nothing, from another distribution."""
 

@@ -1,4 +1,4 @@
-"""Every technique, runtime and search of the catalog keeps its contract: a new file is tested unasked."""
+"""Every technique, runtime, search and solver of the catalog keeps its contract: a new file is tested unasked."""
 
 import importlib.util
 
@@ -6,10 +6,12 @@ import pytest
 
 from temper.core import catalog
 from temper.core.errors import MissingExtra
+from temper.core.knobs import Plug
 from temper.core.runtime import Runtime
 from temper.core.search import Search
+from temper.core.solver import Solver
 from temper.core.technique import Technique
-from temper.testing import runtimes, searches, techniques
+from temper.testing import runtimes, searches, solvers, techniques
 
 
 @pytest.mark.parametrize("name", catalog.names(Technique))
@@ -32,6 +34,11 @@ def test_search(name: str) -> None:
     searches.check(catalog.get(Search, name))
 
 
+@pytest.mark.parametrize("name", catalog.names(Solver))
+def test_solver(name: str) -> None:
+    solvers.check(catalog.get(Solver, name))
+
+
 @pytest.mark.parametrize("name", catalog.names(Runtime))
 def test_missing_package_is_said_with_the_command_that_adds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = catalog.get(Runtime, name)
@@ -42,8 +49,8 @@ def test_missing_package_is_said_with_the_command_that_adds_it(name: str, monkey
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [Technique, Runtime, Search])
-def test_every_kind_has_plugs_with_a_summary(kind: type[Technique] | type[Runtime] | type[Search]) -> None:
+@pytest.mark.parametrize("kind", [Technique, Runtime, Search, Solver])
+def test_every_kind_has_plugs_with_a_summary(kind: type[Plug]) -> None:
     names = catalog.names(kind)
     assert names
     assert all(catalog.summary(kind, name) for name in names)

@@ -1,4 +1,4 @@
-"""temper catalog: the techniques, runtimes and searches that are installed."""
+"""temper catalog: the techniques, runtimes, searches and solvers that are installed."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -15,14 +15,15 @@ def command(
     name: Annotated[str, typer.Argument(help="One of them, such as quantization.post_training, with its knobs.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List what temper can try, or the knobs of one technique, runtime or search."""
+    """List what temper can try, or the knobs of one technique, runtime, search or solver."""
     from temper.cli._tables import console
     from temper.core import catalog
     from temper.core.runtime import Runtime
     from temper.core.search import Search
+    from temper.core.solver import Solver
     from temper.core.technique import Technique
 
-    kinds = (Technique, Runtime, Search)
+    kinds = (Technique, Runtime, Search, Solver)
     if name:
         kind = next((each for each in kinds if name in catalog.names(each)), None)
         if kind is None:

@@ -1,8 +1,9 @@
 """The catalog: the folders are the registry.
 
-A file in `temper/techniques/<family>/`, `temper/runtimes/` or `temper/search/` that holds exactly one public
-plug is that plug, named by its place. Other distributions add theirs as entry points of the group that bears the
-folder's name, such as `temper.techniques`. Listing reads file names and metadata; a plug is imported when it is chosen.
+A file in `temper/techniques/<family>/`, `temper/runtimes/`, `temper/search/` or `temper/solvers/<problem>/` that holds
+exactly one public plug is that plug, named by its place. Other distributions add theirs as entry points of the group
+that bears the folder's name, such as `temper.techniques`. Listing reads file names and metadata; a plug is imported
+when it is chosen.
 """
 
 import ast
@@ -21,7 +22,7 @@ P = TypeVar("P", bound=Plug)
 
 
 def names(kind: type[Plug]) -> tuple[str, ...]:
-    """The names of all plugs of a kind (`Technique`, `Runtime`, `Search`), sorted, none of them imported."""
+    """The names of all plugs of a kind (`Technique`, `Runtime`, `Search`, `Solver`), sorted, none of them imported."""
     return tuple(sorted({*_files(kind.folder), *_entries(kind.folder)}))
 
 

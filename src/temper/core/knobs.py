@@ -60,7 +60,7 @@ def knob(
 
 @dataclass(frozen=True, kw_only=True)
 class Plug:
-    """What every technique, runtime and search is: a frozen dataclass of knobs, named by its file."""
+    """What every technique, runtime, search and solver is: a frozen dataclass of knobs, named by its file."""
 
     folder: ClassVar[str]
     """The package whose files are the plugs of this kind, such as `temper.techniques`."""

@@ -1,6 +1,6 @@
-"""The conformance suite: what must hold for every technique, runtime and search, as functions that plug authors call.
+"""The conformance suite: what must hold for each technique, runtime, search and solver, as functions to call.
 
-    from temper.testing import runtimes, searches, techniques
+    from temper.testing import runtimes, searches, solvers, techniques
 
     def test_mine() -> None:
         techniques.check(MyTechnique)

@@ -16,7 +16,7 @@ P = TypeVar("P", bound=Plug)
 
 
 def check(plug: type[Plug], kind: type[Plug]) -> None:
-    """Assert everything that a class must keep to be a plug of this kind (`Technique`, `Runtime` or `Search`)."""
+    """Assert everything that a class must keep to be a plug of this kind, such as `Technique`."""
     assert issubclass(plug, kind), f"{plug.__name__} is no {kind.__name__}"
     lacking = ", ".join(sorted(getattr(plug, "__abstractmethods__", ())))
     assert not inspect.isabstract(plug), f"{plug.__name__} lacks {lacking}"

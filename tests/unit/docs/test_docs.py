@@ -11,11 +11,12 @@ from temper.cli import _app
 from temper.core import catalog
 from temper.core.runtime import Runtime
 from temper.core.search import Search
+from temper.core.solver import Solver
 from temper.core.technique import Technique
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-KINDS = {"technique": Technique, "runtime": Runtime, "search": Search}
+KINDS = {"technique": Technique, "runtime": Runtime, "search": Search, "solver": Solver}
 EXAMPLES = {"low_rank.svd", "onnx_reference"}
 """The plugs that the pages on adding one make up."""
 
@@ -76,7 +77,7 @@ def test_names_of_plugs_exist(page: Path) -> None:
     families = {name.partition(".")[0] for name in catalog.names(Technique)}
     text = page.read_text(encoding="utf-8")
     mentioned = re.findall(rf"`((?:{'|'.join(families)})\.\w+)`", text)
-    mentioned += re.findall(r"\b(?:technique|runtime|search) \| `([\w.]+)`", text)
+    mentioned += re.findall(r"\b(?:technique|runtime|search|solver) \| `([\w.]+)`", text)
     assert set(mentioned) <= names
 
 
