@@ -11,11 +11,12 @@ GatherBlockQuantized.
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 from torch.nn import functional as F
 
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
-from temper.graph.quantizers import DYNAMIC_QUANTIZE, fake_quantize, is_dynamic_quantizer, is_quantizer
+from temper.graph.quantizers import dynamic_quantize, fake_quantize, is_dynamic_quantizer, is_quantizer
 from temper.graph.surgery import add_tensor, clean, tensor_of
 
 aten = torch.ops.aten
@@ -24,7 +25,7 @@ aten = torch.ops.aten
 @torch.library.custom_op("temper::tensor_linear", mutates_args=())
 def tensor_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x (..., inputs), quantized as one tensor, times weight (inputs, outputs), int8, with scale (outputs,)."""
-    return DYNAMIC_QUANTIZE(x, None) @ (weight.to(scale.dtype) * scale)
+    return F.linear(dynamic_quantize(x, None), (weight.to(scale.dtype) * scale).T)
 
 
 @tensor_linear.register_fake
@@ -34,12 +35,12 @@ def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 @torch.library.custom_op("temper::block_linear", mutates_args=())
 def block_linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """x (..., inputs), quantized in blocks, times a packed weight (outputs, blocks, bytes) with scale (outputs, blocks).
+    """x (..., inputs), quantized in blocks, times a packed weight (outputs, blocks, bytes), scale (outputs, blocks).
 
     The blocks of x are as long as the weight's.
     """
     values = _unpacked(weight, bits) * scale[..., None]
-    return F.linear(DYNAMIC_QUANTIZE(x, values.shape[-1]), values.flatten(1))
+    return F.linear(dynamic_quantize(x, values.shape[-1]), values.flatten(1))
 
 
 @block_linear.register_fake
@@ -50,7 +51,7 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 @torch.library.custom_op("temper::block_embedding", mutates_args=())
 def block_embedding(weight: Tensor, indices: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Rows of a packed weight (rows, bytes) with scale (rows, blocks)."""
-    values = _unpacked(weight[indices], bits).unflatten(-1, (scale.shape[1], -1))
+    values = _unpacked(weight[indices], bits).reshape(*indices.shape, scale.shape[1], -1)
     return (values * scale[indices][..., None]).flatten(-2)
 
 
@@ -100,18 +101,19 @@ def _replace_linear(module: GraphModule, layer: Node) -> None:
     source = quantizer.args[0]
     assert isinstance(source, Node)
     integers, scale, bits = _integers(module, weight)
+    arguments: tuple[Argument, ...]
     if quantizer.args[1] is None:
         held = add_tensor(module, f"{weight.name}_integers", integers.T.contiguous())
-        operator, rest = TENSOR_LINEAR, (held, weight.args[1])
+        operator, arguments = TENSOR_LINEAR, (source, held, weight.args[1])
     elif scale.dim() == 2:
-        blocks = _packed(integers.unflatten(1, (scale.shape[1], -1)), bits)
+        blocks = _packed(integers.reshape(*scale.shape, -1), bits)
         held = add_tensor(module, f"{weight.name}_integers", blocks)
-        operator, rest = BLOCK_LINEAR, (held, weight.args[1], bits)
+        operator, arguments = BLOCK_LINEAR, (source, held, weight.args[1], bits)
     else:
         layer.replace_input_with(quantizer, source)
         return
     with module.graph.inserting_before(layer):
-        product = module.graph.call_function(operator, (source, *rest))
+        product = module.graph.call_function(operator, arguments)
         if len(layer.args) > 2 and layer.args[2] is not None:
             product = module.graph.call_function(aten.add.Tensor, (product, layer.args[2]))
     layer.replace_all_uses_with(product)
@@ -147,12 +149,15 @@ def _integers(module: GraphModule, quantizer: Node) -> tuple[Tensor, Tensor, int
 
 
 def _packed(integers: Tensor, bits: int) -> Tensor:
-    """Signed integers (..., n) as unsigned bytes (..., n * bits / 8), moved up by half the range, low half byte first."""
-    unsigned = (integers.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
-    return unsigned if bits == 8 else (unsigned[..., 0::2] | unsigned[..., 1::2] << 4).contiguous()
+    """Signed integers (..., n) as unsigned bytes (..., n * bits / 8): half the range higher, first in the low bits."""
+    unsigned = (integers.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
+    if bits == 8:
+        return unsigned
+    return torch.bitwise_or(unsigned[..., 0::2], unsigned[..., 1::2] * 16).contiguous()
 
 
 def _unpacked(held: Tensor, bits: int) -> Tensor:
     """The signed integers (..., n) of `_packed`, as float32."""
-    unsigned = held if bits == 8 else torch.stack([held & 15, held >> 4], -1).flatten(-2)
-    return unsigned.to(torch.float32) - 2 ** (bits - 1)
+    unsigned = held if bits == 8 else torch.stack([held % 16, held // 16], -1).flatten(-2)
+    signed: Tensor = unsigned.to(torch.float32) - (1 << (bits - 1))
+    return signed

@@ -69,7 +69,7 @@ def dynamic_quantize(x: Tensor, group: int | None) -> Tensor:
         scale = _nonzero((high - low) / 255)
         offset = torch.clamp(torch.round(-low / scale), 0, 255)
         return (torch.clamp(torch.round(x / scale) + offset, 0, 255) - offset) * scale
-    groups = x.unflatten(-1, (-1, group))
+    groups = x.reshape(*x.shape[:-1], -1, group)
     scale = _nonzero(groups.abs().amax(-1, keepdim=True) / 127)
     return (torch.round(groups / scale) * scale).flatten(-2)
 

@@ -30,7 +30,7 @@ class DynamicQuantization(Technique):
 
     needs = (has_dynamic_runtime, has_float_linears, is_mostly_linear, ~has_quantizers, ~has_foldable_batch_norm)
     leaves = (has_quantizers,)
-    reference = "Zafrir et al. 2019, arXiv 1910.06188; Yao et al. 2022, arXiv 2206.01861, section 4.1"
+    reference = "Yao et al. 2022, arXiv 2206.01861; Zafrir et al. 2019, arXiv 1910.06188"
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with quantizers. Raises: NoEffect if no layer has rows that the runtime can quantize."""

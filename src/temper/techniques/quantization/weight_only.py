@@ -28,7 +28,7 @@ class WeightOnlyQuantization(Technique):
 
     needs = (has_block_runtime, is_mostly_linear, ~has_quantizers, ~has_foldable_batch_norm)
     leaves = (has_quantizers,)
-    reference = "Dettmers and Zettlemoyer 2022, arXiv 2212.09720, section 3; Lin et al. 2023, arXiv 2306.00978"
+    reference = "Dettmers and Zettlemoyer 2022, arXiv 2212.09720; Frantar et al. 2022, arXiv 2210.17323"
 
     bits: int = knob(8, among=(8, 4), unit="bit", help="bits of a weight")
     group_size: int = knob(128, among=(32, 64, 128), help="neighbouring weights of a row that share a scale")
