@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from temper.core.context import Context
@@ -20,6 +21,9 @@ from temper.graph.facts import (
 from temper.graph.surgery import clean
 from temper.techniques.quantization._layers import quantize_inputs, quantize_weight, weight_of
 from temper.techniques.quantization._ranges import weight_scales
+
+CHUNK = 2048
+"""Groups at a time, so that the search for their scales stays in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,5 +62,5 @@ class WeightOnlyQuantization(Technique):
     def _scales(self, weight: Tensor) -> Tensor:
         """One scale a group (rows, groups): of least squared error where steps are coarse enough for it to matter."""
         method = "mse" if self.bits < 8 else "minmax"
-        scales = weight_scales(weight.reshape(-1, self.group_size), self._integers[1], method)
-        return scales.reshape(len(weight), -1)
+        parts = weight.reshape(-1, self.group_size).split(CHUNK)
+        return torch.cat([weight_scales(part, self._integers[1], method) for part in parts]).reshape(len(weight), -1)
