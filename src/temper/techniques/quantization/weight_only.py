@@ -62,5 +62,5 @@ class WeightOnlyQuantization(Technique):
     def _scales(self, weight: Tensor) -> Tensor:
         """One scale a group (rows, groups): of least squared error where steps are coarse enough for it to matter."""
         method = "mse" if self.bits < 8 else "minmax"
-        parts = weight.reshape(-1, self.group_size).split(CHUNK)
+        parts = torch.split(weight.reshape(-1, self.group_size), CHUNK)
         return torch.cat([weight_scales(part, self._integers[1], method) for part in parts]).reshape(len(weight), -1)
