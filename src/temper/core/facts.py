@@ -35,3 +35,11 @@ has_calibration = Fact("has calibration data", lambda graph, context: context.ca
 has_integer_runtime = Fact(
     "is meant for a runtime with integer kernels", lambda graph, context: context.runtime.integers is not None
 )
+has_dynamic_runtime = Fact(
+    "is meant for a runtime that quantizes activations at run time",
+    lambda graph, context: context.runtime.integers is not None and context.runtime.integers.dynamic is not None,
+)
+has_block_runtime = Fact(
+    "is meant for a runtime that multiplies weights of few bits",
+    lambda graph, context: context.runtime.integers is not None and context.runtime.integers.blocks,
+)

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from temper.core.errors import MissingExtra
 from temper.core.explanation import Kernel
@@ -86,12 +86,16 @@ class Runtime(Plug):
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerScheme:
-    """Which 8-bit quantizers a runtime executes fastest as integers.
+    """Which quantizers a runtime executes fastest as integers.
 
     `symmetric_matmul`: matrix products want signed activations with zero point 0, convolutions unsigned ones;
     otherwise everything is unsigned. `integer_bias`: biases must be int32, with the product of the input's and the
-    weight's scale.
+    weight's scale. `dynamic`: what shares a scale when the inputs of a linear layer are quantized at run time: the
+    whole tensor, with a zero point, or groups of neighbours in a row, symmetrically; None if the runtime does not.
+    `blocks`: it keeps weights of 4 or 8 bits with a scale a block, and quantizes activations in the same blocks.
     """
 
     symmetric_matmul: bool
     integer_bias: bool
+    dynamic: Literal["tensor", "rows"] | None = None
+    blocks: bool = False

@@ -19,6 +19,7 @@ CONVOLUTIONS = (
     aten.conv3d.padding,
 )
 LINEAR = (aten.linear.default,)
+EMBEDDINGS = (aten.embedding.default,)
 MATRIX_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
 
 
@@ -36,6 +37,20 @@ def weighted_layers(graph: Graph) -> list[Node]:
 def float_layers(graph: Graph) -> list[Node]:
     """The weighted layers that read their weight without a quantizer."""
     return [node for node in weighted_layers(graph) if not is_quantizer(node.args[1])]
+
+
+def float_linears(graph: Graph) -> list[Node]:
+    """The linear layers that read a float matrix of their own."""
+    return [node for node in float_layers(graph) if is_call(node, LINEAR)]
+
+
+def float_embeddings(graph: Graph) -> list[Node]:
+    """The look-ups in a table that is a float parameter."""
+    return [
+        node
+        for node in graph.module.graph.nodes
+        if is_call(node, EMBEDDINGS) and tensor_of(graph.module, node.args[0]) is not None
+    ]
 
 
 def foldable_batch_norms(graph: Graph) -> list[tuple[Node, Node]]:
@@ -75,6 +90,19 @@ def _owns_float_weight(graph: Graph, layer: Node) -> bool:
     return len(users_of_tensor(graph.module, str(weight.target))) == 1
 
 
+def _is_mostly_linear(graph: Graph) -> bool:
+    """Whether linear layers and embeddings hold at least half of the parameters."""
+    tables = {layer.args[1] for layer in float_linears(graph)} | {layer.args[0] for layer in float_embeddings(graph)}
+    targets = {str(node.target): tensor_of(graph.module, node) for node in tables if isinstance(node, Node)}
+    held = sum(each.numel() for each in targets.values() if each is not None)
+    return held > 0 and 2 * held >= sum(each.numel() for each in graph.module.parameters())
+
+
+has_float_linears = Fact("has linear layers with float weights", lambda graph, context: bool(float_linears(graph)))
+is_mostly_linear = Fact(
+    "has at least half of its parameters in float linear layers and embeddings",
+    lambda graph, context: _is_mostly_linear(graph),
+)
 has_float_layers = Fact("has layers with float weights", lambda graph, context: bool(float_layers(graph)))
 has_quantizers = Fact("has quantizers", lambda graph, context: any(map(is_quantizer, graph.module.graph.nodes)))
 has_foldable_batch_norm = Fact("has a batch norm to fold", lambda graph, context: bool(foldable_batch_norms(graph)))

@@ -9,14 +9,28 @@ from typing import Any
 
 import onnx
 import torch
+from onnx.defs import OpSchema
 from onnxscript import opset21 as op
+from onnxscript.values import Op, Opset
 
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.schema import Schema, TensorSpec
+from temper.graph.integer_layers import (
+    BLOCK_EMBEDDING,
+    BLOCK_LINEAR,
+    TENSOR_LINEAR,
+    activation_group,
+    integer_layers,
+)
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 
 OPSET = 21
+ACTIVATION_GROUP = "activation_group"
+"""The key in the file's metadata for how many neighbouring activations share a scale at run time."""
+INTEGER_ACTIVATIONS = 4
+"""The `accuracy_level` of MatMulNBits whose kernels quantize activations to 8 bits, in the weight's blocks."""
+MICROSOFT = Opset("com.microsoft", 1)
 
 
 def export_onnx(graph: Graph, file: Path) -> None:
@@ -24,7 +38,7 @@ def export_onnx(graph: Graph, file: Path) -> None:
 
     Raises: TrialError naming the operator that ONNX cannot express.
     """
-    module = packed(graph).module.eval()
+    module = packed(integer_layers(graph)).module.eval()
     dynamic = graph.schema.dynamic_batch
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in graph.example) if dynamic else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -39,7 +53,13 @@ def export_onnx(graph: Graph, file: Path) -> None:
                 output_names=_unused("output", graph.schema.outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
-                custom_translation_table={QUANTIZE: _quantize, DEQUANTIZE: _dequantize},
+                custom_translation_table={
+                    QUANTIZE: _quantize,
+                    DEQUANTIZE: _dequantize,
+                    TENSOR_LINEAR: _tensor_linear,
+                    BLOCK_LINEAR: _block_linear,
+                    BLOCK_EMBEDDING: _block_embedding,
+                },
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -47,6 +67,8 @@ def export_onnx(graph: Graph, file: Path) -> None:
             raise TrialError(f"the graph cannot be written as ONNX: {cause}") from error
     assert program is not None
     _name(program.model.graph, graph.schema)
+    if (group := activation_group(graph)) is not None:
+        program.model.metadata_props[ACTIVATION_GROUP] = str(group)
     model = program.model_proto
     onnx.checker.check_model(model)
     onnx.save_model(model, file)
@@ -90,3 +112,48 @@ def _dequantize(x: Any, scale: Any, zero_point: Any, axis: int | None) -> Any:
 
 def _axis(axis: int | None) -> dict[str, int]:
     return {} if axis is None else {"axis": axis}
+
+
+def _contributed(name: str, inputs: Sequence[str], attributes: Sequence[str]) -> Op:
+    """An operator that ONNX Runtime adds to the standard, with integer attributes; OpenVINO reads it as well."""
+    schema = OpSchema(
+        name,
+        MICROSOFT.domain,
+        MICROSOFT.version,
+        inputs=[OpSchema.FormalParameter(each, f"T{index}") for index, each in enumerate(inputs)],
+        outputs=[OpSchema.FormalParameter("output", "TO")],
+        type_constraints=[
+            (f"T{index}", ["tensor(float)", "tensor(uint8)", "tensor(int64)", "tensor(int32)"], "")
+            for index in range(len(inputs))
+        ]
+        + [("TO", ["tensor(float)"], "")],
+        attributes=[OpSchema.Attribute(each, OpSchema.AttrType.INT) for each in attributes],
+    )
+    return Op(MICROSOFT, name, schema)
+
+
+MATMUL_BITS = _contributed("MatMulNBits", ("A", "B", "scales"), ("K", "N", "bits", "block_size", "accuracy_level"))
+GATHER_BLOCKS = _contributed(
+    "GatherBlockQuantized",
+    ("data", "indices", "scales"),
+    ("gather_axis", "quantize_axis", "block_size", "bits"),
+)
+
+
+def _tensor_linear(x: Any, weight: Any, scale: Any) -> Any:
+    integers, step, zero_point = op.DynamicQuantizeLinear(x)
+    sums = op.Cast(op.MatMulInteger(integers, weight, zero_point), to=onnx.TensorProto.FLOAT)
+    return op.Mul(sums, op.Mul(step, scale))
+
+
+def _block_linear(x: Any, weight: Any, scale: Any, bits: int) -> Any:
+    outputs, blocks, held = weight.shape
+    block = held * 8 // bits
+    return MATMUL_BITS(
+        x, weight, scale, K=blocks * block, N=outputs, bits=bits, block_size=block, accuracy_level=INTEGER_ACTIVATIONS
+    )
+
+
+def _block_embedding(weight: Any, indices: Any, scale: Any, bits: int) -> Any:
+    block = weight.shape[1] * 8 // bits // scale.shape[1]
+    return GATHER_BLOCKS(weight, indices, scale, gather_axis=0, quantize_axis=1, block_size=block, bits=bits)

@@ -3,6 +3,7 @@
 `fake_quantize` stands in the graph while techniques work; `packed` replaces each by `quantize` and `dequantize` for
 export, with the weights stored as integers. They are custom operators so that they stay whole until
 `temper.graph.onnx` turns them into QuantizeLinear and DequantizeLinear, whose arithmetic they share.
+`dynamic_quantize` takes its scale from the values themselves: `temper.graph.integer_layers` packs the layers behind it.
 
 Reference: Jacob et al. 2018 (arXiv 1712.05877), equation 1: real = scale * (integer - zero_point).
 """
@@ -20,7 +21,8 @@ from temper.graph.surgery import add_tensor, clean, tensor_of
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None) -> Tensor:
     """Round x to the grid of integers low..high and back.
 
-    `scale` (float32) and `zero_point` (int32) hold one value, or one for each index of `axis`.
+    `scale` (float32) and `zero_point` (int32) hold one value, or one for each index of `axis`. A matrix x
+    (rows, columns) with axis 0 may also have them as (rows, groups), each for columns / groups neighbours in a row.
     """
     scale, offset = _along(scale, x, axis), _along(zero_point.to(x.dtype), x, axis)
     return (torch.clamp(torch.round(x / scale) + offset, low, high) - offset) * scale
@@ -55,9 +57,36 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
     return torch.empty_like(x, dtype=scale.dtype)
 
 
+@torch.library.custom_op("temper::dynamic_quantize", mutates_args=())
+def dynamic_quantize(x: Tensor, group: int | None) -> Tensor:
+    """Round x to 8 bits and back, on a grid taken from x itself.
+
+    With a `group`, so many neighbours along the last dimension share a symmetric scale, -127..127; without, the whole
+    tensor has one grid of 0..255 that reaches from its least to its greatest value, with zero on it.
+    """
+    if group is None:
+        low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+        scale = _nonzero((high - low) / 255)
+        offset = torch.clamp(torch.round(-low / scale), 0, 255)
+        return (torch.clamp(torch.round(x / scale) + offset, 0, 255) - offset) * scale
+    groups = x.reshape(*x.shape[:-1], -1, group)
+    scale = _nonzero(groups.abs().amax(-1, keepdim=True) / 127)
+    return (torch.round(groups / scale) * scale).flatten(-2)
+
+
+@dynamic_quantize.register_fake
+def _(x: Tensor, group: int | None) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, 1.0)
+
+
 FAKE_QUANTIZE = torch.ops.temper.fake_quantize.default
 QUANTIZE = torch.ops.temper.quantize.default
 DEQUANTIZE = torch.ops.temper.dequantize.default
+DYNAMIC_QUANTIZE = torch.ops.temper.dynamic_quantize.default
 
 
 MOVEMENTS = (
@@ -78,6 +107,10 @@ PADS_WITH_OWN_VALUES = ("reflect", "replicate", "circular")
 
 def is_quantizer(node: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is FAKE_QUANTIZE
+
+
+def is_dynamic_quantizer(node: object) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target is DYNAMIC_QUANTIZE
 
 
 def is_movement(node: object) -> bool:
@@ -199,6 +232,8 @@ def integer_type(low: int, high: int) -> torch.dtype:
 def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
     if axis is None:
         return values.reshape(())
+    if values.dim() == 2:
+        return values.repeat_interleave(x.shape[1] // values.shape[1], dim=1)
     shape = [1] * x.dim()
     shape[axis] = -1
     return values.reshape(shape)

@@ -49,7 +49,7 @@ def build(
     place = Path(folder)
     steps.runtime.export(current, place)
     executed = steps.runtime.executed(place, current.schema)
-    if has_quantizers.holds(current, context) and not executed.get("int8"):
+    if has_quantizers.holds(current, context) and not any(each.startswith("int") for each in executed):
         raise NoEffect(f"{steps}: the graph is quantized, but {steps.runtime.name} executes no operator in integers")
     artifact.write(
         place,

@@ -15,20 +15,22 @@ from temper.core.runtime import IntegerScheme, Runner, Runtime
 from temper.core.schema import Array, Schema
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 FILE = "model.onnx"
 LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED"}
 KERNEL = "_kernel_time"
 INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+BLOCK_OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxRuntime(Runtime):
-    """Run the graph as ONNX with float32 and 8-bit integer kernels."""
+    """Run the graph as ONNX with float32 and integer kernels."""
 
     package = "onnxruntime"
-    integers = IntegerScheme(symmetric_matmul=False, integer_bias=True)
+    integers = IntegerScheme(symmetric_matmul=False, integer_bias=True, dynamic="tensor", blocks=True)
 
     optimization: str = knob("all", among=("all", "extended"), help="how far the graph is rewritten at load time")
 
@@ -50,8 +52,8 @@ class OnnxRuntime(Runtime):
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "optimized.onnx"
             self._session(folder, 1, optimized=file)
-            operators = [node.op_type for node in onnx.load_model(file, load_external_data=False).graph.node]
-        return Counter(map(_precision, operators))
+            nodes = onnx.load_model(file, load_external_data=False).graph.node
+        return Counter(_bits(node) or _precision(node.op_type) for node in nodes)
 
     def profile(
         self, folder: Path, schema: Schema, threads: int, inputs: Sequence[tuple[Array, ...]]
@@ -59,6 +61,8 @@ class OnnxRuntime(Runtime):
         """Medians from the trace that ONNX Runtime writes on request; a kernel computes the node it is named after."""
         import json
         import tempfile
+
+        import onnx
 
         with tempfile.TemporaryDirectory() as scratch:
             session = self._session(folder, threads, trace=Path(scratch) / "trace")
@@ -70,7 +74,9 @@ class OnnxRuntime(Runtime):
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
                 timed.setdefault(event["name"], []).append(event)
-        return tuple(_kernel(name, each) for name, each in timed.items())
+        nodes = onnx.load_model(folder / FILE, load_external_data=False).graph.node
+        blocks = {node.name: bits for node in nodes if (bits := _bits(node))}
+        return tuple(_kernel(name, each, blocks) for name, each in timed.items())
 
     def script(self, schema: Schema, threads: int) -> str:
         level = f"onnxruntime.GraphOptimizationLevel.{LEVELS[self.optimization]}"
@@ -101,17 +107,25 @@ outputs = session.run(None, inputs)
         return onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
 
 
+def _bits(node: "onnx.NodeProto") -> str:
+    """The precision of an operator that reads weights in blocks, or nothing for any other."""
+    if node.op_type not in BLOCK_OPERATORS:
+        return ""
+    return next((f"int{each.i}" for each in node.attribute if each.name == "bits"), "int4")
+
+
 def _precision(operator: str) -> str:
     return "int8" if operator.startswith(INTEGER_OPERATORS) else "float32"
 
 
-def _kernel(name: str, events: list[dict[str, Any]]) -> Kernel:
+def _kernel(name: str, events: list[dict[str, Any]], blocks: Mapping[str, str]) -> Kernel:
     """ONNX Runtime calls a node that it made of others after one of them, with a suffix: `node_conv2d_3_token_11`."""
     node = name.removesuffix(KERNEL)
     operator = events[0]["args"]["op_name"]
     original = re.sub(r"(_token_\d+|/duplicated|_nchwc|_quant)+$", "", node)
     seconds = median(event["dur"] for event in events) * 1e-6
-    return Kernel(name=node, operator=operator, precision=_precision(operator), seconds=seconds, covers=(original,))
+    precision = blocks.get(node) or _precision(operator)
+    return Kernel(name=node, operator=operator, precision=precision, seconds=seconds, covers=(original,))
 
 
 class _Session:

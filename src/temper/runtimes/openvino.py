@@ -17,8 +17,17 @@ from temper.core.runtime import IntegerScheme, Runner, Runtime
 from temper.core.schema import Array, Schema
 
 FILE = "model.onnx"
-INTEGERS = ("i8", "u8")
-NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+NAMES = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "i8": "int8",
+    "u8": "int8",
+    "i4": "int4",
+    "u4": "int4",
+}
+ACTIVATION_GROUP = ["framework", "activation_group"]
+"""Where the model says in which groups its linear layers quantize activations at run time, if they do."""
 FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
 PROFILES = 3
 NOT_EXECUTED = ("Input", "Output", "Const", "Reorder", "Result", "Parameter")
@@ -30,7 +39,7 @@ class OpenVino(Runtime):
 
     package = "openvino"
     extra = "openvino"
-    integers = IntegerScheme(symmetric_matmul=True, integer_bias=False)
+    integers = IntegerScheme(symmetric_matmul=True, integer_bias=False, dynamic="rows", blocks=True)
 
     precision: str = knob(
         "default",
@@ -52,7 +61,10 @@ class OpenVino(Runtime):
         return _Request(self._compiled(folder, threads).create_infer_request(), len(schema.outputs))
 
     def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
-        """Counts from the compiled model's own description of the kernels it chose."""
+        """Counts from the compiled model's own description of the kernels it chose.
+
+        A linear layer whose weights it keeps compressed counts by their bits.
+        """
         facts = _facts(self._compiled(folder, 1))
         return Counter(_precision(each) for each in facts.values() if each["layerType"] not in NOT_EXECUTED)
 
@@ -78,9 +90,13 @@ class OpenVino(Runtime):
     def script(self, schema: Schema, threads: int) -> str:
         return f"""\
 import openvino
+core = openvino.Core()
+model = core.read_model(HERE / "{FILE}")
 options = {self._options(threads)!r}
-model = openvino.Core().compile_model(HERE / "{FILE}", "CPU", options)
-outputs = list(model(list(inputs.values())).values())
+if model.has_rt_info({ACTIVATION_GROUP}):
+    options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = model.get_rt_info({ACTIVATION_GROUP}).astype(str)
+compiled = core.compile_model(model, "CPU", options)
+outputs = list(compiled(list(inputs.values())).values())
 """
 
     def _options(self, threads: int) -> dict[str, Any]:
@@ -94,7 +110,12 @@ outputs = list(model(list(inputs.values())).values())
     def _compiled(self, folder: Path, threads: int, more: Mapping[str, Any] | None = None) -> Any:
         import openvino
 
-        return openvino.Core().compile_model(str(folder / FILE), "CPU", {**self._options(threads), **(more or {})})
+        core = openvino.Core()
+        model = core.read_model(str(folder / FILE))
+        options = {**self._options(threads), **(more or {})}
+        if model.has_rt_info(ACTIVATION_GROUP):
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = model.get_rt_info(ACTIVATION_GROUP).astype(str)
+        return core.compile_model(model, "CPU", options)
 
 
 def _facts(compiled: Any) -> dict[str, dict[str, str]]:
@@ -106,7 +127,7 @@ def _facts(compiled: Any) -> dict[str, dict[str, str]]:
 
 def _precision(facts: Mapping[str, str]) -> str:
     precision = facts.get("runtimePrecision", "")
-    return "int8" if precision in INTEGERS else NAMES.get(precision, precision)
+    return NAMES.get(precision, precision)
 
 
 def _kernel(name: str, operator: str, seconds: float, facts: Mapping[str, str]) -> Kernel:

@@ -77,11 +77,11 @@ class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(12, 32),
-            nn.BatchNorm1d(32),
+            nn.Linear(12, 128),
+            nn.BatchNorm1d(128),
             nn.ReLU(),
             nn.Dropout(0.3),
-            nn.Linear(32, 24),
+            nn.Linear(128, 24),
             nn.GELU(),
             nn.Linear(24, 4),
         )
