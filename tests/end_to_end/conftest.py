@@ -102,7 +102,7 @@ from temper.core.search import Search, untried
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Search):
     def propose(self, space, history):
-        return untried(map(Recipe.from_json, json.loads(os.environ["TEMPER_TEST_RECIPES"])), history)
+        return untried(map(Recipe.from_json, json.loads(os.environ["TEMPER_TEST_RECIPES"])), history, space)
 '''
 
 TECHNIQUE = """
