@@ -1,8 +1,8 @@
 """From a graph to one package of native code, made by Inductor, the compiler behind `torch.compile`.
 
 The graph is compiled ahead of time, so that what is loaded is a library and no compiler. Weights are constants of the
-package, laid out for the kernels that read them ("frozen"). Integers become the `quantized_decomposed` operators, which
-Inductor fuses with the product between them into one int8 kernel of oneDNN.
+package, laid out for the kernels that read them ("frozen"). A product between `quantized_decomposed` operators becomes
+one int8 kernel of oneDNN.
 """
 
 import hashlib
@@ -13,21 +13,15 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operators of `quantized_decomposed`
-from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
 
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.schema import Array
 from temper.graph.conversions import digest_of_stored
-from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
+from temper.graph.programs import exported
 from temper.graph.storage import load
-from temper.graph.surgery import add_tensor, clean, tensor_of
 from temper.hardware.cache import made_once, user_cache
 from temper.hardware.processor import processor
 
@@ -102,53 +96,3 @@ def _compile(graph: Graph, file: Path, precision: str) -> None:
             raise TrialError(f"Inductor cannot compile the graph: {type(error).__name__}: {reason}") from error
     if own != file:
         shutil.move(own, file)
-
-
-def exported(graph: Graph, lower: torch.dtype | None = None) -> ExportedProgram:
-    """The graph as a program with quantizers in the operators of `quantized_decomposed`, and the batch as it was.
-
-    With `lower`, float products are computed in that type where autocast holds that for safe. Outputs keep theirs.
-    """
-    module = packed(graph).module.eval()
-    for node in list(module.graph.nodes):
-        if node.target in (QUANTIZE, DEQUANTIZE):
-            _decompose(module, node)
-    clean(module)
-    batch = {0: torch.export.Dim.DYNAMIC} if graph.schema.dynamic_batch else {}
-    shapes = (tuple(batch for _ in graph.example),)
-    with torch.no_grad():
-        return torch.export.export(_Autocast(module, lower), graph.example, dynamic_shapes=shapes, strict=False)
-
-
-class _Autocast(nn.Module):
-    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.module, self.dtype = module, dtype
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        if self.dtype is None:
-            return tuple(self.module(*inputs))
-        with torch.autocast("cpu", self.dtype):
-            outputs = self.module(*inputs)
-        return tuple(each.float() if each.dtype is self.dtype else each for each in outputs)
-
-
-def _decompose(module: GraphModule, node: Node) -> None:
-    """Replace a quantize or dequantize node by its operator of `quantized_decomposed`."""
-    source, scale_node, zero_node, axis = node.args
-    scale, zero = tensor_of(module, scale_node), tensor_of(module, zero_node)
-    assert scale is not None
-    assert zero is not None
-    which = "quantize" if node.target is QUANTIZE else "dequantize"
-    limits = torch.iinfo(zero.dtype)
-    if axis is None:
-        grid: tuple[Any, ...] = (float(scale), int(zero))
-        operator = getattr(torch.ops.quantized_decomposed, f"{which}_per_tensor").default
-    else:
-        scales = add_tensor(module, f"{node.name}_scales", scale)
-        grid = (scales, add_tensor(module, f"{node.name}_zero_points", zero.long()), axis)
-        operator = getattr(torch.ops.quantized_decomposed, f"{which}_per_channel").default
-    with module.graph.inserting_before(node):
-        new = module.graph.call_function(operator, (source, *grid, limits.min, limits.max, zero.dtype))
-    node.replace_all_uses_with(new)
-    module.graph.erase_node(node)
