@@ -18,6 +18,9 @@ from temper.core.goal import Goal
 from temper.pipeline import prove
 from temper.pipeline.optimize import Result, optimize
 
+os.environ["CXX"] = "no compiler for these tests"
+"""Without one, no runtime compiles for half a minute in runs that test something else; processes inherit it."""
+
 GOAL = Goal(minimize="size", max_drop=0.05)
 """Size is counted, not sampled: what ships for it does not depend on how busy the machine is."""
 

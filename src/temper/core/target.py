@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-
 FASTER = 1.2
 """A float type is worth trying where it multiplies this many times as fast as float32, or faster."""
 

@@ -44,9 +44,7 @@ def compiled(stored: Path, precision: str) -> Path:
     key = hashlib.sha256(
         "\n".join((digest_of_stored(stored), precision, torch.__version__, *map(str, processor()))).encode()
     ).hexdigest()
-    return made_once(
-        user_cache() / "inductor" / f"{key}.pt2", lambda file: _compile(load(stored), file, precision)
-    )
+    return made_once(user_cache() / "inductor" / f"{key}.pt2", lambda file: _compile(load(stored), file, precision))
 
 
 def executed(package: Path) -> Mapping[str, int]:
@@ -57,7 +55,9 @@ def executed(package: Path) -> Mapping[str, int]:
     with zipfile.ZipFile(package) as archive:
         names = [name for name in archive.namelist() if name.endswith(".wrapper.cpp")]
         source = "\n".join(archive.read(name).decode() for name in names)
-    weights = dict(re.findall(r"\.name = \"(\w+)\";\s*constants_info_\[\d+\]\.dtype = cached_torch_dtype_(\w+);", source))
+    weights = dict(
+        re.findall(r"\.name = \"(\w+)\";\s*constants_info_\[\d+\]\.dtype = cached_torch_dtype_(\w+);", source)
+    )
     counts: Counter[str] = Counter()
     for kind in re.findall(r'extern "C"\s+void\s+cpp_fused_\w+\(\s*(?:const )?([\w:]+)\*', source):
         counts[NAMES.get(kind, kind)] += 1

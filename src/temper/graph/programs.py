@@ -1,4 +1,4 @@
-"""From a graph to an exported program of torch, which its compilers read: integers in `quantized_decomposed` operators."""
+"""From a graph to an exported program, which torch's compilers read: integers are `quantized_decomposed` operators."""
 
 from typing import Any
 
@@ -13,9 +13,7 @@ from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 from temper.graph.surgery import add_tensor, clean, tensor_of
 
 
-def exported(
-    graph: Graph, lower: torch.dtype | None = None, largest_batch: int | None = None
-) -> ExportedProgram:
+def exported(graph: Graph, lower: torch.dtype | None = None, largest_batch: int | None = None) -> ExportedProgram:
     """The graph as a program with quantizers in the operators of `quantized_decomposed`, and the batch as it was.
 
     With `lower`, float products are computed in that type where autocast holds that for safe. Outputs keep theirs. A

@@ -71,7 +71,7 @@ def probed(command: tuple[str, ...] = (sys.executable, "-m", "temper.hardware.pr
 
 
 def main() -> None:
-    """The child process: one thread, a line an operator and type, killed by its own alarm when a type takes too long."""
+    """The child process: one thread, a line an operator and type, killed by its own alarm when one takes too long."""
     import torch
 
     torch.set_num_threads(1)
