@@ -225,7 +225,7 @@ def installed(distribution: Path) -> Iterator[pytest.MonkeyPatch]:
     """The distribution as if it were installed, here and in the processes that are started meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(distribution)
-        patch.setenv("PYTHONPATH", str(distribution))
+        patch.setenv("PYTHONPATH", str(distribution), prepend=os.pathsep)
         catalog._entries.cache_clear()
         yield patch
     catalog._entries.cache_clear()

@@ -76,11 +76,12 @@ class Package:
 
     def __init__(self, file: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._run = torch._inductor.aoti_load_package(str(file))
+        # Past the call of the package itself, which sorts nested arguments first: 20 of 84 microseconds for a small net.
+        self._run = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
 
     def run(self, *arrays: Array) -> tuple[Array, ...]:
         # Copies: torch takes no negative strides, and the code reads aligned memory that stays as it is.
-        outputs = self._run(*(torch.from_numpy(array.copy()) for array in arrays))
+        outputs = self._run([torch.from_numpy(array.copy()) for array in arrays])
         return tuple(output.numpy() for output in outputs)
 
 
