@@ -76,7 +76,7 @@ class Package:
 
     def __init__(self, file: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        # Past the call of the package itself, which sorts nested arguments first: 20 of 84 microseconds for a small net.
+        # Not the call of the package itself: sorting nested arguments took 20 of the 84 microseconds of a small net.
         self._run = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
 
     def run(self, *arrays: Array) -> tuple[Array, ...]:
