@@ -32,7 +32,8 @@ OPTIONS = {
 }
 LOWER = {"bf16": torch.bfloat16}
 INTEGER_CALLS = ("qconv", "qlinear")
-NAMES = {"float": "float32", "at::BFloat16": "bfloat16", "bfloat16": "bfloat16", "float32": "float32"}
+NAMES = {"float": "float32", "at::BFloat16": "bfloat16", "uint8_t": "bytes", "int8_t": "bytes", "int64_t": "int64"}
+"""Fused kernels that read `bytes` move or convert integers; only oneDNN's products count as `int8`."""
 
 
 def compiled(stored: Path, precision: str) -> Path:

@@ -16,6 +16,11 @@ from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
 from temper.graph import inductor
 from temper.graph.capture import capture
+from temper.measure.load import Service
+from temper.pipeline.bench import bench
+from temper.pipeline.explain import explain
+from temper.pipeline.load import best_services
+from temper.pipeline.load import load as offer
 
 
 class Layer(nn.Module):
@@ -79,3 +84,21 @@ def test_without_a_compiler_artifacts_are_loaded_and_not_made(monkeypatch: pytes
     for check in (ahead.require_to_export, here.require_to_export, here.require):
         with pytest.raises(MissingExtra, match="no-such-compiler"):
             check()
+
+
+def test_no_command_loads_native_code_unasked(graph: Graph, tmp_path: Path) -> None:
+    folder = tmp_path / "native"
+    folder.mkdir()
+    (folder / "model.pt2").write_bytes(b"not to be read")
+    runtime = catalog.get(Runtime, "aot_inductor")()
+    recipe = Recipe(runtime=runtime).to_json()
+    artifact.write(folder, schema=graph.schema, runtime=runtime, conditions=Conditions(), recipe=recipe, environment={})
+    name = str(folder)
+    for attempt in (
+        lambda: explain(folder),
+        lambda: bench([name], Conditions(), rounds=5, tell=print),
+        lambda: offer([name], Service(), rate=1, duration_s=1, tell=print),
+        lambda: best_services(name, p99_s=1, duration_s=1, tell=print),
+    ):
+        with pytest.raises(ArtifactError, match="holds native code"):
+            attempt()
