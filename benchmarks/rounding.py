@@ -22,7 +22,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "tasks"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import cifar10
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import cifar10
 from table import header, markdown
 from temper.core.solver import LatticeProblem
 from temper.solvers.lattice._descent import descend

@@ -18,6 +18,9 @@ from temper.core.goal import Goal
 from temper.pipeline import prove
 from temper.pipeline.optimize import Result, optimize
 
+os.environ["CXX"] = "no compiler for these tests"
+"""Without one, no runtime compiles for half a minute in runs that test something else; processes inherit it."""
+
 GOAL = Goal(minimize="size", max_drop=0.05)
 """Size is counted, not sampled: what ships for it does not depend on how busy the machine is."""
 
@@ -102,7 +105,7 @@ from temper.core.search import Search, untried
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Search):
     def propose(self, space, history):
-        return untried(map(Recipe.from_json, json.loads(os.environ["TEMPER_TEST_RECIPES"])), history)
+        return untried(map(Recipe.from_json, json.loads(os.environ["TEMPER_TEST_RECIPES"])), history, space)
 '''
 
 TECHNIQUE = """
@@ -222,7 +225,7 @@ def installed(distribution: Path) -> Iterator[pytest.MonkeyPatch]:
     """The distribution as if it were installed, here and in the processes that are started meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(distribution)
-        patch.setenv("PYTHONPATH", str(distribution))
+        patch.setenv("PYTHONPATH", str(distribution), prepend=os.pathsep)
         catalog._entries.cache_clear()
         yield patch
     catalog._entries.cache_clear()

@@ -6,4 +6,7 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of every contestant.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Load artifacts of native code, which can do all that you can do.")
+]
 Batch = Annotated[int, typer.Option(min=1, help="Examples a call of every contestant.")]

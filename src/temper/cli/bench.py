@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from temper.cli._options import Batch, Json, Threads
+from temper.cli._options import Batch, Json, Threads, Trust
 from temper.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def command(
     concurrency: Concurrency = 1,
     p99: Limit = None,
     duration: Duration = 5.0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Time artifacts, and unchanged models of tasks on every float runtime, in alternating blocks, or under load."""
@@ -47,17 +48,17 @@ def command(
         raise UsageError(f"--p99 takes one artifact at a time, and was given {len(contestants)}")
     if p99 is not None:
         with progress() as tell:
-            found = best_services(contestants[0], p99_s=p99, duration_s=duration, tell=tell)
+            found = best_services(contestants[0], p99_s=p99, duration_s=duration, trust=trust, tell=tell)
         _show_load(found, as_json, p99)
     elif rate is not None:
         service = Service(instances=concurrency, threads=threads, batch=batch)
         with progress() as tell:
-            found = load(contestants, service, rate=rate, duration_s=duration, tell=tell)
+            found = load(contestants, service, rate=rate, duration_s=duration, trust=trust, tell=tell)
         _show_load(found, as_json)
     else:
         conditions = Conditions(batch=batch, threads=threads)
         with progress() as tell:
-            result = bench(contestants, conditions, rounds=rounds, tell=tell)
+            result = bench(contestants, conditions, rounds=rounds, trust=trust, tell=tell)
         _show_bench(result, conditions, as_json)
 
 

@@ -35,8 +35,12 @@ def command(
     listing = {
         kind.__name__.lower(): {each: catalog.summary(kind, each) for each in catalog.names(kind)} for kind in kinds
     }
+    from temper.core.target import multiplies
+    from temper.hardware.precision import precisions
+
+    arithmetic = precisions()
     if as_json:
-        print(json.dumps(listing))
+        print(json.dumps({**listing, "precisions": arithmetic}))
         return
     screen = console()
     width = max(len(each) for names in listing.values() for each in names)
@@ -44,6 +48,7 @@ def command(
         screen.print(f"[bold]{title}[/bold]")
         for each, summary in names.items():
             screen.print(f"  {each:{width}}  {summary}", soft_wrap=True)
+    screen.print(f"\none core of this machine: {multiplies(arithmetic)}", soft_wrap=True)
 
 
 def _show(name: str, kind: "type[Plug]", as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from temper.cli._options import Json
+from temper.cli._options import Json, Trust
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,12 +18,14 @@ UNNAMED = "–"
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="The run's folder, or the artifact's own.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="The run's folder, or the artifact's own.")],
+    trust: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Explain an artifact: time, precision and quantization error of each layer, what hurts, and the remedy."""
     from temper.pipeline.explain import explain
 
-    explanation = explain(folder)
+    explanation = explain(folder, trust=trust)
     if as_json:
         print(json.dumps(explanation.to_json()))
         return

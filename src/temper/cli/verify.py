@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from temper.cli._options import Json
+from temper.cli._options import Json, Trust
 
 
 def command(
     folder: Annotated[Path, typer.Argument(help="The run's folder, or the artifact's own.")],
     task: Annotated[str, typer.Option(help="The task that it was made from: file.py:name or package.module:name.")],
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact again on this machine and judge every limit again; exit code 0 only for ACCEPT."""
@@ -20,7 +21,7 @@ def command(
     from temper.pipeline.verify import verify
 
     with progress() as tell:
-        result = verify(folder, task, tell=tell)
+        result = verify(folder, task, trust=trust, tell=tell)
     if as_json:
         document = {
             "verdict": result.verdict.value,

@@ -1,7 +1,8 @@
 """The artifact: a folder with the exported model, its manifest, its proof and a script that runs it.
 
 Opening one needs the runtime and NumPy only. Nothing in it is unpickled or evaluated, every file is checked against
-its sha256 first, and a file that lies outside of the folder, or in it without being listed, is refused.
+its sha256 first, and a file that lies outside of the folder, or in it without being listed, is refused. What is
+native code itself is loaded only for those who say that they trust it.
 """
 
 import hashlib
@@ -77,11 +78,24 @@ class Artifact:
         except DAMAGED as error:
             raise damaged(file, error) from error
 
-    def load(self, threads: int | None = None) -> "Model":
-        """Load the model, pinned to so many threads (those it was made for, unless said otherwise)."""
+    def load(self, threads: int | None = None, *, trust: bool = False) -> "Model":
+        """Load the model, pinned to so many threads (those it was made for, unless said otherwise).
+
+        Raises: ArtifactError if it holds native code and `trust` is false; MissingExtra if its runtime is not there.
+        """
+        self.check_trust(trust)
         self.runtime.require()
         runner = self.runtime.load(self.folder, self.schema, threads or self.conditions.threads)
         return Model(runner, self.schema)
+
+    def check_trust(self, trust: bool) -> None:
+        """Raise ArtifactError if the model is native code and nobody says that it may be trusted."""
+        if self.runtime.native and not trust:
+            raise ArtifactError(
+                f"{self.folder} holds native code for {self.runtime.name}, which can do all that you can do as soon as "
+                "it is loaded; checksums tell that it is unaltered, not who made it. If you made it, or trust who did, "
+                "say so: temper.load(folder, trust=True), or --trust on the command line"
+            )
 
 
 class Model:
@@ -128,12 +142,12 @@ class Model:
         return (*arrays, *(named[name] for name in rest))
 
 
-def load(folder: Path | str, threads: int | None = None) -> Model:
-    """Load an artifact, ready to be called with NumPy arrays.
+def load(folder: Path | str, threads: int | None = None, *, trust: bool = False) -> Model:
+    """Load an artifact, ready to be called with NumPy arrays; native code only with `trust`.
 
     Raises: ArtifactError if it must not be loaded; MissingExtra if its runtime is not installed.
     """
-    return Artifact.open(folder).load(threads)
+    return Artifact.open(folder).load(threads, trust=trust)
 
 
 def located(folder: Path) -> Path:

@@ -28,7 +28,8 @@ class Runtime(Plug):
 
     `package` is what must be importable, `extra` the optional dependency of temper that installs it. A runtime
     that reads `fake_quantize` nodes as integers says so in `integers`, and which scheme it executes fastest. One that
-    `compiles` takes a compiler's time for every graph, so a search turns to it after the others.
+    `compiles` takes a compiler's time for every graph, so a search turns to it after the others. One whose artifacts
+    are `native` code loads them only for those who trust whoever made them.
     """
 
     folder: ClassVar[str] = "temper.runtimes"
@@ -36,6 +37,8 @@ class Runtime(Plug):
     extra: ClassVar[str] = ""
     integers: ClassVar["IntegerScheme | None"] = None
     compiles: ClassVar[bool] = False
+    native: ClassVar[bool] = False
+    needs_torch: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, graph: Graph, folder: Path) -> None:
@@ -43,7 +46,7 @@ class Runtime(Plug):
 
     @abstractmethod
     def load(self, folder: Path, schema: Schema, threads: int) -> Runner:
-        """Load what `export` wrote, pinned to so many threads. Needs neither torch nor the rest of temper."""
+        """Load what `export` wrote, pinned to so many threads. Needs no torch unless it `needs_torch`."""
 
     @abstractmethod
     def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
@@ -69,9 +72,19 @@ class Runtime(Plug):
         """
 
     @property
+    def arithmetic(self) -> str:
+        """The float type that its knobs ask products to be computed in; it is tried only where that is fast."""
+        return "float32"
+
+    @property
     def full_precision(self) -> bool:
         """Whether a float graph is executed in float32 throughout."""
-        return True
+        return self.arithmetic == "float32"
+
+    @classmethod
+    def require_to_export(cls) -> None:
+        """Raise MissingExtra unless artifacts can be made here, which may take more than loading them does."""
+        cls.require()
 
     @classmethod
     def require(cls) -> None:

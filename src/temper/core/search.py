@@ -18,13 +18,16 @@ from temper.core.trial import Trial
 class Space:
     """What may be tried: the runtimes and techniques that are installed, and the goal.
 
-    `holds(fact, runtime)` says whether a fact is true of the user's own graph when it is meant for that runtime.
+    `holds(fact, runtime)` says whether a fact is true of the user's own graph when it is meant for that runtime, and
+    `is_fast(kind)` whether the target multiplies clearly faster in that float type than in float32: no recipe may ask
+    for another one, which can take minutes for a product.
     """
 
     goal: Goal
     runtimes: tuple[type[Runtime], ...]
     techniques: tuple[type[Technique], ...]
     holds: Callable[[Fact, Runtime], bool]
+    is_fast: Callable[[str], bool] = lambda kind: True
 
     def chain(self, technique: type[Technique], runtime: Runtime) -> tuple[type[Technique], ...] | None:
         """The technique behind those that establish what it needs, or None if something it needs cannot be had.
@@ -104,7 +107,8 @@ class Search(Plug):
         """A recipe that no trial of the history has, or None when there is nothing left to try."""
 
 
-def untried(recipes: Iterator[Recipe], history: Sequence[Trial]) -> Recipe | None:
-    """The first recipe that the history does not hold."""
+def untried(recipes: Iterator[Recipe], history: Sequence[Trial], space: Space) -> Recipe | None:
+    """The first recipe that the history does not hold and whose float type is fast on the target."""
     tried = {trial.recipe.key for trial in history}
-    return next((recipe for recipe in recipes if recipe.key not in tried), None)
+    fast = (recipe for recipe in recipes if space.is_fast(recipe.runtime.arithmetic))
+    return next((recipe for recipe in fast if recipe.key not in tried), None)

@@ -16,6 +16,7 @@ from onnxscript.values import Op, Opset
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.schema import Schema, TensorSpec
+from temper.graph.conversions import converted
 from temper.graph.integer_layers import (
     BLOCK_EMBEDDING,
     BLOCK_LINEAR,
@@ -34,10 +35,14 @@ MICROSOFT = Opset("com.microsoft", 1)
 
 
 def export_onnx(graph: Graph, file: Path) -> None:
-    """Write the graph, its integers packed, as one ONNX file of opset 21.
+    """Write the graph, its integers packed, as one ONNX file of opset 21; an equal graph is not converted twice.
 
     Raises: TrialError naming the operator that ONNX cannot express.
     """
+    converted(graph, file, lambda place: _convert(graph, place))
+
+
+def _convert(graph: Graph, file: Path) -> None:
     module = packed(integer_layers(graph)).module.eval()
     dynamic = graph.schema.dynamic_batch
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in graph.example) if dynamic else None

@@ -39,11 +39,18 @@ class Bench:
     noise_floor: float
 
 
-def bench(contestants: Sequence[str], conditions: Conditions, *, rounds: int, tell: Callable[[str], None]) -> Bench:
+def bench(
+    contestants: Sequence[str],
+    conditions: Conditions,
+    *,
+    rounds: int,
+    trust: bool = False,
+    tell: Callable[[str], None],
+) -> Bench:
     """Time artifacts (by folder) and the unchanged models of tasks (by `file.py:name`) on every float runtime.
 
     All run in the same interleaved rounds on made-up inputs that fit their schema. Raises: UsageError for something
-    that is neither; ArtifactError and TaskError as loading them does.
+    that is neither; ArtifactError and TaskError as loading them does, and native code needs `trust`.
     """
     with tempfile.TemporaryDirectory(prefix="temper-bench-") as scratch:
         place = RunFolder(Path(scratch))
@@ -53,6 +60,7 @@ def bench(contestants: Sequence[str], conditions: Conditions, *, rounds: int, te
                 folder = Path(name)
                 if _is_artifact(folder):
                     artifact = Artifact.open(folder)
+                    artifact.check_trust(trust)
                     found[f"{name}: {Recipe.from_json(artifact.recipe)}"] = artifact.folder
                 elif ":" in name:
                     found |= _built(RunFolder(place.root / f"task-{len(found)}"), name, conditions, tell)

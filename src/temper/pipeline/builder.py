@@ -17,6 +17,7 @@ from temper.core.graph import Graph
 from temper.core.recipe import Recipe
 from temper.core.target import Target
 from temper.core.technique import applied
+from temper.graph.conversions import kept_in
 from temper.graph.facts import has_quantizers
 from temper.graph.onnx_layers import placed
 from temper.graph.sensitivity import few, layers_of
@@ -24,6 +25,8 @@ from temper.graph.storage import load
 from temper.measure.child import serve
 
 ONNX_FILE = "model.onnx"
+CONVERSIONS = "conversions"
+"""The folder, beside the stored graph's, of what equal graphs were converted to: it goes when the run is tidied."""
 
 
 def build(
@@ -47,7 +50,8 @@ def build(
     for technique in steps.techniques:
         current = applied(technique, current, context)
     place = Path(folder)
-    steps.runtime.export(current, place)
+    with kept_in(Path(graph).parent / CONVERSIONS):
+        steps.runtime.export(current, place)
     executed = steps.runtime.executed(place, current.schema)
     if has_quantizers.holds(current, context) and not any(each.startswith("int") for each in executed):
         raise NoEffect(f"{steps}: the graph is quantized, but {steps.runtime.name} executes no operator in integers")

@@ -28,16 +28,18 @@ def explained(workshop: Workshop, recipe: Recipe, folder: Path, part: str) -> Ex
     return Explanation(call_s=call_s, kernels=kernels, layers=layers, advice=advise(call_s, kernels, layers))
 
 
-def explain(folder: Path) -> Explanation:
+def explain(folder: Path, *, trust: bool = False) -> Explanation:
     """The explanation that a run noted, or, of an artifact that lies alone, its profile on this machine.
 
-    Raises: ArtifactError if there is no sound artifact; WorkerError if it cannot be run.
+    Raises: ArtifactError if there is no sound artifact, or it is native code to be run without `trust`; WorkerError if
+    it cannot be run.
     """
     artifact = Artifact.open(folder)
     file = RunFolder(artifact.folder.parent).journal
     noted = _noted(file) if file.is_file() else None
     if noted is not None:
         return Explanation.from_json(noted)
+    artifact.check_trust(trust)
     memory = int(MEMORY_SHARE * psutil.virtual_memory().available)
     with tempfile.TemporaryDirectory(prefix="temper-explain-") as scratch:
         log = Path(scratch) / "log"

@@ -64,7 +64,14 @@ class Loaded:
 
 
 def load(
-    artifacts: Sequence[str], service: Service, *, rate: float, duration_s: float, seed: int = 0, tell: Tell
+    artifacts: Sequence[str],
+    service: Service,
+    *,
+    rate: float,
+    duration_s: float,
+    seed: int = 0,
+    trust: bool = False,
+    tell: Tell,
 ) -> list[Loaded]:
     """Offer the same arrivals to every artifact, one after the other, in several windows that alternate.
 
@@ -72,7 +79,7 @@ def load(
     """
     if rate <= 0 or duration_s <= 0:
         raise UsageError(f"a rate of {rate:g} a second for {duration_s:g} s is no load: both must be positive")
-    opened = _opened(artifacts)
+    opened = _opened(artifacts, trust)
     with cores.lease(service.cores) as leased, ExitStack() as stack:
         log = _log(stack)
         every = []
@@ -88,7 +95,9 @@ def load(
     return [Loaded(title=title, service=service, rate=rate, windows=tuple(own)) for title, own in zip(opened, windows)]
 
 
-def best_services(artifact: str, *, p99_s: float, duration_s: float, seed: int = 0, tell: Tell) -> list[Loaded]:
+def best_services(
+    artifact: str, *, p99_s: float, duration_s: float, seed: int = 0, trust: bool = False, tell: Tell
+) -> list[Loaded]:
     """For every way to serve the artifact on this machine's cores, the highest rate whose p99 keeps the limit.
 
     The best first. Each held its rate in fresh windows, the worst of which has its p99 under the limit; those that keep
@@ -98,7 +107,7 @@ def best_services(artifact: str, *, p99_s: float, duration_s: float, seed: int =
     """
     if p99_s <= 0 or duration_s <= 0:
         raise UsageError(f"a p99 of {p99_s:g} s in windows of {duration_s:g} s cannot be: both must be positive")
-    (title, opened), *_ = _opened([artifact]).items()
+    (title, opened), *_ = _opened([artifact], trust).items()
     found: list[Loaded] = []
     for instances, threads in divisions(len(cores.available())):
         best = 0.0
@@ -151,8 +160,10 @@ def _long_enough(rate: float, duration_s: float) -> float:
     return max(duration_s, FEWEST / rate)
 
 
-def _opened(artifacts: Sequence[str]) -> dict[str, Artifact]:
+def _opened(artifacts: Sequence[str], trust: bool) -> dict[str, Artifact]:
     opened = [(name, Artifact.open(name)) for name in artifacts]
+    for _, artifact in opened:
+        artifact.check_trust(trust)
     return {f"{name}: {Recipe.from_json(artifact.recipe)}": artifact for name, artifact in opened}
 
 

@@ -172,6 +172,7 @@ def space_of(graph: Graph, target: Target, goal: Goal, seed: int, calibration: t
         runtimes=tuple(catalog.get(Runtime, name) for name in target.runtimes),
         techniques=tuple(catalog.get(Technique, name) for name in catalog.names(Technique)),
         holds=holds,
+        is_fast=target.is_fast,
     )
 
 

@@ -47,13 +47,17 @@ class Verification:
         return next((each for each in (Verdict.REJECT, Verdict.INCONCLUSIVE) if each in verdicts), Verdict.ACCEPT)
 
 
-def verify(folder: Path | str, task: Task | str, *, tell: Callable[[str], None] = lambda line: None) -> Verification:
+def verify(
+    folder: Path | str, task: Task | str, *, trust: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> Verification:
     """Measure the artifact in `folder` (or in its `artifact` folder) on the task's proof part, in fresh processes.
 
-    The baseline is the one that lies beside the artifact, or is built again from the recipe in the proof. Raises:
-    ArtifactError if the artifact must not be loaded or has no proof; TaskError if the task is not the proof's.
+    The baseline is the one that lies beside the artifact, or is built again from the recipe in the proof. Native code
+    of either is loaded only with `trust`. Raises: ArtifactError if the artifact must not be loaded or has no proof;
+    TaskError if the task is not the proof's.
     """
     artifact = Artifact.open(folder)
+    artifact.check_trust(trust)
     proof = artifact.proof()
     if proof is None:
         raise ArtifactError(f"{artifact.folder} carries no proof: there is nothing to verify it against")
@@ -73,11 +77,11 @@ def verify(folder: Path | str, task: Task | str, *, tell: Callable[[str], None] 
             prepared.module, prepared.parts.proof, "proof", prepared.metric, prepared.graph.schema, proof.seed
         )
         with Workshop(place, proof.goal, prepared.target, proof.seed) as workshop:
-            return _verified(workshop, on_proof, artifact, proof, tell)
+            return _verified(workshop, on_proof, artifact, proof, trust, tell)
 
 
 def _verified(
-    workshop: Workshop, on_proof: Subject, artifact: Artifact, proof: Proof, tell: Callable[[str], None]
+    workshop: Workshop, on_proof: Subject, artifact: Artifact, proof: Proof, trust: bool, tell: Callable[[str], None]
 ) -> Verification:
     tell(f"predicting {proof.examples} proof examples with {artifact.folder}")
     recipe = Recipe.from_json(artifact.recipe)
@@ -85,7 +89,7 @@ def _verified(
     baseline_recipe = Recipe.from_json(proof.row("baseline").recipe)
     contestants = {"baseline": chosen}
     if baseline_recipe != recipe:
-        baseline = _baseline(workshop, artifact, baseline_recipe)
+        baseline = _baseline(workshop, artifact, baseline_recipe, trust)
         contestants = {"baseline": tested_quality(workshop, on_proof, baseline, baseline_recipe), "chosen": chosen}
     tell("measuring latency in interleaved rounds, and memory")
     rows, _ = measure_rows(workshop, on_proof, contestants)
@@ -100,11 +104,13 @@ def _verified(
     )
 
 
-def _baseline(workshop: Workshop, artifact: Artifact, recipe: Recipe) -> Path:
-    """The baseline's artifact: the one that was kept, or one built again."""
+def _baseline(workshop: Workshop, artifact: Artifact, recipe: Recipe, trust: bool) -> Path:
+    """The baseline's artifact: the one that was kept, or one built again, as native code that nobody trusts is."""
     kept = RunFolder(artifact.folder.parent).baseline
-    if (kept / artifacts.MANIFEST).is_file() and Artifact.open(kept).recipe == recipe.to_json():
-        return kept
+    if (kept / artifacts.MANIFEST).is_file():
+        found = Artifact.open(kept)
+        if found.recipe == recipe.to_json() and (trust or not found.runtime.native):
+            return kept
     place = workshop.folder.trial(0)
     workshop.build(recipe, place, time_s=PREDICTION_S)
     return place

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from temper.core.proof import Proof
+from temper.core.recipe import Recipe
 from temper.core.schema import Schema
-from temper.core.target import Target
+from temper.core.target import Target, multiplies
 from temper.report.findings import Findings
 from temper.report.markup import Column, Html, definitions, joined, section, table, tag
 from temper.report.words import gigabytes, megabytes, plural, significant
@@ -17,7 +18,7 @@ USES = {
     "selection": "what the search may look at",
     "proof": "opened once, after the candidates were frozen",
 }
-LOADING = 'from temper import load\n\nmodel = load("artifact")\noutputs = model(x)'
+LOADING = 'from temper import load\n\nmodel = load("artifact"{trust})\noutputs = model(x)'
 UNKNOWN = "The run stopped before this was noted."
 
 
@@ -75,6 +76,7 @@ def environment(findings: Findings) -> Html:
                 ("Processor", target.processor),
                 ("Cores available", f"{target.cores}"),
                 ("Instruction sets", ", ".join(target.features) or "none of those that matter here"),
+                ("One core multiplies", multiplies(target.precisions)),
                 ("Memory", gigabytes(target.memory_bytes)),
                 ("System", target.system),
                 ("Conditions", str(conditions)),
@@ -90,7 +92,7 @@ def environment(findings: Findings) -> Html:
 def reproduce(findings: Findings) -> Html:
     """The command that repeats the run, and the lines that use its artifact."""
     command, proof = findings.facts.get("command"), findings.proof
-    loading: tuple[Html, ...] = (tag("h3", "Load the artifact"), _block(LOADING, "lines"))
+    loading: tuple[Html, ...] = (tag("h3", "Load the artifact"), _block(_loading(proof), "lines"))
     if proof is not None:
         loading += (_recipe(proof),)
     else:
@@ -99,6 +101,11 @@ def reproduce(findings: Findings) -> Html:
     if command is not None:
         again = (tag("h3", "Run it again"), _block(_tokens(str(command)), "command"))
     return section("reproduce", "Reproduce", *again, *loading)
+
+
+def _loading(proof: Proof | None) -> str:
+    native = proof is not None and Recipe.from_json(proof.row("chosen").recipe).runtime.native
+    return LOADING.format(trust=", trust=True" if native else "")
 
 
 def _recipe(proof: Proof) -> Html:

@@ -21,6 +21,7 @@ class TorchEager(Runtime):
     """Run the captured graph in PyTorch, one ATen operator after the other, in float32."""
 
     package = "torch"
+    needs_torch = True
 
     def export(self, graph: Graph, folder: Path) -> None:
         """Write `graph.json` and `weights.safetensors`: nothing in them is unpickled or evaluated on load."""

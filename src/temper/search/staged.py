@@ -32,7 +32,7 @@ class StagedSearch(Search):
     reference = "local search from the best point of independent choices"
 
     def propose(self, space: Space, history: Sequence[Trial]) -> Recipe | None:
-        return untried(_stages(space, history), history)
+        return untried(_stages(space, history), history, space)
 
 
 def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from temper.core import artifact, catalog
 from temper.core.artifact import Artifact
-from temper.core.errors import TrialError
+from temper.core.errors import ArtifactError, TrialError
 from temper.core.goal import Conditions
 from temper.core.graph import Graph
 from temper.core.recipe import Recipe
@@ -32,7 +32,7 @@ BATCHES = (1, 3)
 CLEAN = """
 import runpy, sys, numpy, temper
 runpy.run_path(sys.argv[1] + "/run.py")
-model = temper.load(sys.argv[1])
+model = temper.load(sys.argv[1], trust=True)
 names = [spec.name for spec in model.schema.inputs]
 outputs = model(**{name: numpy.load(f"{sys.argv[2]}/{name}.npy") for name in names})
 assert sys.argv[3] == "torch" or "torch" not in sys.modules, "torch was imported"
@@ -176,7 +176,10 @@ def check_artifact(runtime: Runtime, example: Example, folder: Path, where: str)
     opened = Artifact.open(folder)
     assert opened.runtime == runtime, f"{where}: its artifact opens with {opened.runtime}"
     assert opened.schema == schema, f"{where}: its artifact opens with another schema"
-    outputs = opened.load()(*inputs)
+    if runtime.native:
+        refused = _is_refused(opened)
+        assert refused, f"{where}: its artifact, which is native code, is loaded without anybody's trust"
+    outputs = opened.load(trust=True)(*inputs)
     flat = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple) else (outputs,)
     assert same(tuple(flat), expected), f"{where}: its artifact computes something else than the runner"
     script = (folder / artifact.SCRIPT).read_text(encoding="utf-8")
@@ -186,12 +189,20 @@ def check_artifact(runtime: Runtime, example: Example, folder: Path, where: str)
         raise AssertionError(f"{where}: its run.py is no Python: {error}") from error
 
 
+def _is_refused(opened: Artifact) -> bool:
+    try:
+        opened.load()
+    except ArtifactError:
+        return True
+    return False
+
+
 def check_clean_process(runtime: Runtime, example: Example, folder: Path, where: str) -> None:
-    """Assert that `run.py` and `temper.load` work in a fresh process, without torch unless that is the package."""
+    """Assert that `run.py` and `temper.load` work in a fresh process, without torch unless the runtime needs it."""
     with tempfile.TemporaryDirectory() as scratch:
         for spec, array in zip(example.graph.schema.inputs, example.inputs(2, seed=41)):
             np.save(Path(scratch) / f"{spec.name}.npy", array, allow_pickle=False)
-        command = [sys.executable, "-c", CLEAN, str(folder), scratch, runtime.package]
+        command = [sys.executable, "-c", CLEAN, str(folder), scratch, "torch" if runtime.needs_torch else ""]
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
     assert done.returncode == 0, f"{where}: its artifact fails in a clean process: {done.stderr.strip()[-1000:]}"
 

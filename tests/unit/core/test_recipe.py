@@ -38,7 +38,7 @@ def test_the_key_tells_recipes_apart() -> None:
         ({}, "a recipe is"),
         ({"techniques": ["fusion"], "runtime": {"name": "onnxruntime"}}, "a recipe is"),
         ({"techniques": [{"name": "wishful"}], "runtime": {"name": "onnxruntime"}}, "no technique is called 'wishful'"),
-        ({"techniques": [], "runtime": {"name": "abacus"}}, "no runtime is called 'abacus'; there are: onnxruntime"),
+        ({"techniques": [], "runtime": {"name": "abacus"}}, "no runtime is called 'abacus'; there are: .*onnxruntime"),
         ({"techniques": [], "runtime": {"name": "onnxruntime", "warp": 9}}, "has no knob warp"),
         ({"techniques": [], "runtime": {"name": "onnxruntime", "optimization": "most"}}, "is not one of all, extended"),
     ],

@@ -30,7 +30,8 @@ from temper.techniques.quantization._ranges import batches
 class Rounding(Technique):
     """Choose the integers of quantized weights by the layers' outputs over calibration inputs.
 
-    A weight that several quantizers or layers read, or whose integers have several zero points, stays as it was.
+    A weight that several quantizers or layers read, or that has several scales a channel or several zero points, stays
+    as it was.
     """
 
     needs = (has_calibration, has_quantizers)
@@ -150,6 +151,7 @@ def _weight(graph: Graph, quantizer: Node) -> _Weight | None:
         values is None
         or scales is None
         or zero is None
+        or scales.dim() > 1
         or axis not in (0, None)
         or bool((zero != zero.flatten()[0]).any())
     ):

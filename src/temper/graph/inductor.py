@@ -1,0 +1,100 @@
+"""From a graph to one package of native code, made by Inductor, the compiler behind `torch.compile`.
+
+The graph is compiled ahead of time, so that what is loaded is a library and no compiler. Weights are constants of the
+package, laid out for the kernels that read them ("frozen"). A product between `quantized_decomposed` operators becomes
+one int8 kernel of oneDNN.
+"""
+
+import hashlib
+import re
+import shutil
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from temper.core.errors import TrialError
+from temper.core.graph import Graph
+from temper.core.schema import Array
+from temper.graph.conversions import digest_of_stored
+from temper.graph.programs import exported
+from temper.graph.storage import load
+from temper.hardware.cache import made_once, user_cache
+from temper.hardware.processor import processor
+
+OPTIONS = {
+    "freezing": True,
+    # The number of threads is read when the package runs, not when it is compiled.
+    "cpp.dynamic_threads": True,
+}
+LOWER = {"bf16": torch.bfloat16}
+INTEGER_CALLS = ("qconv", "qlinear")
+NAMES = {"float": "float32", "at::BFloat16": "bfloat16", "uint8_t": "bytes", "int8_t": "bytes", "int64_t": "int64"}
+"""Fused kernels that read `bytes` move or convert integers; only oneDNN's products count as `int8`."""
+
+
+def compiled(stored: Path, precision: str) -> Path:
+    """The package of the graph in the folder `stored`, compiled for this processor the first time it is asked for.
+
+    It lies in the user's cache folder. `precision` of float products is f32 or bf16. Raises: ArtifactError if the
+    folder holds no sound graph; TrialError if Inductor cannot compile it.
+    """
+    key = hashlib.sha256(
+        "\n".join((digest_of_stored(stored), precision, torch.__version__, *map(str, processor()))).encode()
+    ).hexdigest()
+    return made_once(user_cache() / "inductor" / f"{key}.pt2", lambda file: _compile(load(stored), file, precision))
+
+
+def executed(package: Path) -> Mapping[str, int]:
+    """How many kernels the package calls in each precision, read from the C++ source that lies in it.
+
+    A fused kernel counts as the first type among its arguments, a library call as the type of its weight.
+    """
+    with zipfile.ZipFile(package) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".wrapper.cpp")]
+        source = "\n".join(archive.read(name).decode() for name in names)
+    weights = dict(
+        re.findall(r"\.name = \"(\w+)\";\s*constants_info_\[\d+\]\.dtype = cached_torch_dtype_(\w+);", source)
+    )
+    counts: Counter[str] = Counter()
+    for kind in re.findall(r'extern "C"\s+void\s+cpp_fused_\w+\(\s*(?:const )?([\w:]+)\*', source):
+        counts[NAMES.get(kind, kind)] += 1
+    for call, arguments in re.findall(r"\baoti_torch_cpu_(\w+)\(([^;]*);", source):
+        if any(each in call for each in INTEGER_CALLS):
+            counts["int8"] += 1
+        else:
+            used = (weights[name] for name in re.findall(r"\w+", arguments) if name in weights)
+            kind = next(used, "float32")
+            counts[NAMES.get(kind, kind)] += 1
+    return counts
+
+
+class Package:
+    """A loaded package: NumPy arrays in and out. Loading runs native code: ask first whether it may be trusted."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        # Not the call of the package itself: sorting nested arguments took 20 of the 84 microseconds of a small net.
+        self._run = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        # Copies: torch takes no negative strides, and the code reads aligned memory that stays as it is.
+        outputs = self._run([torch.from_numpy(array.copy()) for array in arrays])
+        return tuple(output.numpy() for output in outputs)
+
+
+def _compile(graph: Graph, file: Path, precision: str) -> None:
+    own = file.with_suffix(".pt2")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = exported(graph, LOWER.get(precision))
+            torch._inductor.aoti_compile_and_package(program, package_path=str(own), inductor_configs=OPTIONS)
+        except Exception as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise TrialError(f"Inductor cannot compile the graph: {type(error).__name__}: {reason}") from error
+    if own != file:
+        shutil.move(own, file)

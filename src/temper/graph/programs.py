@@ -1,0 +1,65 @@
+"""From a graph to an exported program, which torch's compilers read: integers are `quantized_decomposed` operators."""
+
+from typing import Any
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators of `quantized_decomposed`
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+
+from temper.core.graph import Graph
+from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
+from temper.graph.surgery import add_tensor, clean, tensor_of
+
+
+def exported(graph: Graph, lower: torch.dtype | None = None, largest_batch: int | None = None) -> ExportedProgram:
+    """The graph as a program with quantizers in the operators of `quantized_decomposed`, and the batch as it was.
+
+    With `lower`, float products are computed in that type where autocast holds that for safe. Outputs keep theirs. A
+    batch that is dynamic has no limit but `largest_batch`.
+    """
+    module = packed(graph).module.eval()
+    for node in list(module.graph.nodes):
+        if node.target in (QUANTIZE, DEQUANTIZE):
+            _decompose(module, node)
+    clean(module)
+    dimension: Any = Dim("batch", max=largest_batch) if largest_batch else Dim.DYNAMIC
+    batch = {0: dimension} if graph.schema.dynamic_batch else {}
+    shapes = (tuple(batch for _ in graph.example),)
+    with torch.no_grad():
+        return torch.export.export(_Autocast(module, lower), graph.example, dynamic_shapes=shapes, strict=False)
+
+
+class _Autocast(nn.Module):
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self.dtype is None:
+            return tuple(self.module(*inputs))
+        with torch.autocast("cpu", self.dtype):
+            outputs = self.module(*inputs)
+        return tuple(each.float() if each.dtype is self.dtype else each for each in outputs)
+
+
+def _decompose(module: GraphModule, node: Node) -> None:
+    """Replace a quantize or dequantize node by its operator of `quantized_decomposed`."""
+    source, scale_node, zero_node, axis = node.args
+    scale, zero = tensor_of(module, scale_node), tensor_of(module, zero_node)
+    assert scale is not None
+    assert zero is not None
+    which = "quantize" if node.target is QUANTIZE else "dequantize"
+    limits = torch.iinfo(zero.dtype)
+    if axis is None:
+        grid: tuple[Any, ...] = (float(scale), int(zero))
+        operator = getattr(torch.ops.quantized_decomposed, f"{which}_per_tensor").default
+    else:
+        scales = add_tensor(module, f"{node.name}_scales", scale)
+        grid = (scales, add_tensor(module, f"{node.name}_zero_points", zero.long()), axis)
+        operator = getattr(torch.ops.quantized_decomposed, f"{which}_per_channel").default
+    with module.graph.inserting_before(node):
+        new = module.graph.call_function(operator, (source, *grid, limits.min, limits.max, zero.dtype))
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
