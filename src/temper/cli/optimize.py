@@ -19,6 +19,7 @@ def command(
     threads: Threads = 1,
     batch: Batch = 1,
     seed: Annotated[int, typer.Option(help="Of everything random: splits, calibration, resampling.")] = 0,
+    runtimes: Annotated[str, typer.Option(help="Those that may be used, with commas between; default: all.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     allow_unproven: Annotated[
         bool, typer.Option("--allow-unproven", help="Ship an artifact whose quality is INCONCLUSIVE.")
@@ -43,6 +44,7 @@ def command(
             seed=seed,
             resume=resume,
             allow_unproven=allow_unproven,
+            runtimes=runtimes.replace(" ", "").split(",") if runtimes else None,
             tell=tell,
         )
     if as_json:

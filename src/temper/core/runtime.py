@@ -28,8 +28,9 @@ class Runtime(Plug):
 
     `package` is what must be importable, `extra` the optional dependency of temper that installs it. A runtime
     that reads `fake_quantize` nodes as integers says so in `integers`, and which scheme it executes fastest. One that
-    `compiles` takes a compiler's time for every graph, so a search turns to it after the others. One whose artifacts
-    are `native` code loads them only for those who trust whoever made them.
+    `compiles` takes a compiler's time for every graph, so a search turns to it after the others; one that is
+    `on_request` (it needs trust, or is meant for other machines) is only used where the caller names it. One whose
+    artifacts are `native` code loads them only for those who trust whoever made them.
     """
 
     folder: ClassVar[str] = "temper.runtimes"
@@ -37,6 +38,7 @@ class Runtime(Plug):
     extra: ClassVar[str] = ""
     integers: ClassVar["IntegerScheme | None"] = None
     compiles: ClassVar[bool] = False
+    on_request: ClassVar[bool] = False
     native: ClassVar[bool] = False
     needs_torch: ClassVar[bool] = False
 

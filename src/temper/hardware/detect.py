@@ -1,12 +1,13 @@
 """What this machine is: processor, cores, memory, instruction sets and the versions of what runs on it."""
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 
 import psutil
 
 from temper.core import catalog
-from temper.core.errors import MissingExtra
+from temper.core.errors import MissingExtra, UsageError
 from temper.core.runtime import Runtime
 from temper.core.target import Target
 from temper.hardware.cores import available
@@ -16,8 +17,11 @@ from temper.hardware.processor import processor
 PACKAGES = ("temper-ml", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
 
 
-def this_host() -> Target:
-    """The host as a target, with every runtime that is installed."""
+def this_host(runtimes: Sequence[str] | None = None) -> Target:
+    """The host as a target, with these runtimes, or with every installed one that needs no request.
+
+    Raises: UsageError for a name that no runtime has; MissingExtra for one that is not installed.
+    """
     name, features = processor()
     return Target(
         processor=name,
@@ -26,7 +30,7 @@ def this_host() -> Target:
         features=features,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions={"python": platform.python_version(), **_versions()},
-        runtimes=tuple(name for name in catalog.names(Runtime) if _installed(name)),
+        runtimes=_usable() if runtimes is None else _requested(runtimes),
         precisions=precisions(),
     )
 
@@ -42,8 +46,18 @@ def missing_runtimes() -> dict[str, str]:
     return missing
 
 
-def _installed(name: str) -> bool:
-    return name not in missing_runtimes()
+def _usable() -> tuple[str, ...]:
+    missing = missing_runtimes()
+    present = (name for name in catalog.names(Runtime) if name not in missing)
+    return tuple(name for name in present if not catalog.get(Runtime, name).on_request)
+
+
+def _requested(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        catalog.get(Runtime, name).require_to_export()
+    if not names:
+        raise UsageError(f"no runtime was named; there are: {', '.join(catalog.names(Runtime))}")
+    return tuple(dict.fromkeys(names))
 
 
 def _versions() -> dict[str, str]:

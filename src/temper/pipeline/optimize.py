@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,15 @@ def optimize(
     resume: bool = False,
     allow_unproven: bool = False,
     search: str = "staged",
+    runtimes: Sequence[str] | None = None,
     tell: Tell | None = None,
 ) -> Result:
     """Find the artifact that is best for the goal and provably keeps its limits on this machine.
 
     `task` is a Task, or `file.py:name`. The search takes `budget` (such as "10m") or exactly `trials` trials, which
-    is reproducible. `out` is a new folder; with `resume` it holds the run to go on with. `tell` receives lines of
-    progress. Ctrl-C ends the search and proves the best so far; a second one leaves at once, and nothing is lost.
+    is reproducible. `out` is a new folder; with `resume` it holds the run to go on with. `runtimes` are those that may
+    be used, in place of all that are installed and need no request. `tell` receives lines of progress. Ctrl-C ends the
+    search and proves the best so far; a second one leaves at once, and nothing is lost.
 
     Raises: TaskError, UsageError, BudgetError or HostError, each saying what to do; never for a trial that fails, and
     never because nothing better was found: then the unchanged model on its best runtime comes back.
@@ -98,8 +100,8 @@ def optimize(
         loaded = load_task(task) if isinstance(task, str) else task
         folder = opened(Path(out), resume=resume)
         with folder.locked():
-            prepared = _prepared(loaded, goal, seed, folder, resume=resume, tell=tell)
-            words = command(reference, goal, folder.root, budget, trials, seed, allow_unproven=allow_unproven)
+            prepared = _prepared(loaded, goal, seed, folder, runtimes, resume=resume, tell=tell)
+            words = command(reference, goal, folder.root, budget, trials, seed, runtimes, allow_unproven=allow_unproven)
             journal = Journal(folder.journal)
             try:
                 remember(journal, prepared, goal, seed, words)
@@ -117,12 +119,14 @@ def optimize(
                 journal.close()
 
 
-def _prepared(task: Task, goal: Goal, seed: int, folder: RunFolder, *, resume: bool, tell: Tell) -> Prepared:
+def _prepared(
+    task: Task, goal: Goal, seed: int, folder: RunFolder, runtimes: Sequence[str] | None, *, resume: bool, tell: Tell
+) -> Prepared:
     """The task, checked; a new run whose task is at fault leaves no folder behind, so that it can be called again."""
     for sentence in missing_runtimes().values():
         tell(sentence)
     try:
-        return prepare(task, goal, seed, folder, tell)
+        return prepare(task, goal, seed, folder, tell, runtimes)
     except TemperError:
         if not resume:
             shutil.rmtree(folder.root, ignore_errors=True)

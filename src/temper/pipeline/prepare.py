@@ -65,11 +65,21 @@ class Prepared:
         }
 
 
-def prepare(task: Task, goal: Goal, seed: int, folder: RunFolder, tell: Callable[[str], None]) -> Prepared:
+def prepare(
+    task: Task,
+    goal: Goal,
+    seed: int,
+    folder: RunFolder,
+    tell: Callable[[str], None],
+    runtimes: Sequence[str] | None = None,
+) -> Prepared:
     """Check and split the data, capture the model, and store both for the worker processes.
 
-    Raises: TaskError and its kin, naming what is wrong with the task.
+    `runtimes` are those that may be used, in place of every one that is installed.
+
+    Raises: TaskError and its kin, naming what is wrong with the task; UsageError or MissingExtra for the runtimes.
     """
+    target = this_host(runtimes)
     module = own_copy(task.module())
     metric = resolve(task.metric)
     parts = materialize(task.data, seed=seed, needs_targets=metric.needs_targets)
@@ -91,7 +101,7 @@ def prepare(task: Task, goal: Goal, seed: int, folder: RunFolder, tell: Callable
         metric=metric,
         parts=parts,
         graph=graph,
-        target=this_host(),
+        target=target,
         fingerprint=fingerprint(module, graph, parts, metric, goal, seed),
         goal=goal,
     )

@@ -19,6 +19,7 @@ class AotInductor(Runtime):
 
     package = "torch"
     needs_torch = True
+    on_request = True
     compiles = True
     native = True
     integers = IntegerScheme(symmetric_matmul=False, integer_bias=False)

@@ -26,6 +26,7 @@ class ExecuTorch(Runtime):
     package = "executorch"
     extra = "executorch"
     needs_torch = True
+    on_request = True
 
     def export(self, graph: Graph, folder: Path) -> None:
         """Write `model.pte`, and who executes how many operators. Raises: TrialError if it cannot be lowered."""

@@ -76,10 +76,12 @@ def _float_objective(runtime: Runtime, space: Space, history: Sequence[Trial]) -
 
 
 def _chains(space: Space, runtimes: Sequence[Runtime]) -> Iterator[Recipe]:
+    # Who asks for most is most specific, and gains most where it fits.
+    techniques = sorted(space.techniques, key=lambda each: len(each.needs), reverse=True)
     chains = {
         (runtime, chain): None
         for runtime in runtimes
-        for technique in space.techniques
+        for technique in techniques
         if not technique.auxiliary and (chain := space.chain(technique, runtime)) is not None
     }
     for runtime, chain in chains:
