@@ -32,22 +32,24 @@ SIZES = (aten.sym_size.int, aten.sym_numel.default)
 def quantized_edges(graph: Graph, *, everywhere: bool, skipped: Sequence[Node]) -> dict[Node, list[Node]]:
     """Each activation that gets a quantizer, with the consumers that read it through the quantizer.
 
-    `skipped` are layers that stay in float. With `everywhere`, sums, concatenations, pools and data movements also
-    read quantized values, and the outputs of convolutions are quantized, behind an activation that the runtime fuses.
+    `skipped` are layers that stay in float. With `everywhere`, sums, concatenations, pools and data movements behind
+    convolutions also read quantized values, and the outputs of convolutions are quantized, behind an activation that
+    the runtime fuses. What is computed from stored tensors alone has no quantizer: runtimes fold it.
     """
     edges: dict[Node, list[Node]] = {}
+    computed = _computed(graph)
     # Backwards, so that a movement already knows whether someone reads its output as integers.
     for node in reversed(graph.module.graph.nodes):
         if node.op != "call_function" or node in skipped:
             continue
-        wanted = _read_as_integers(node, edges) if everywhere else _read_by_product(node)
+        wanted = _read_as_integers(node, edges, skipped, computed) if everywhere else _read_by_product(node)
         if everywhere and not wanted and not is_call(node, (*ACTIVATIONS, *SIZES)):
             # Any other reader of a convolution: its output must be quantized for it to run in integers.
             wanted = [each for each in node.all_input_nodes if _ends_convolution(each, skipped)]
         if is_call(node, REDUCTIONS):
             wanted = [each for each in wanted if _rank(each) != 3]
         for source in dict.fromkeys(wanted):
-            if _is_float_activation(source) and source not in skipped:
+            if source in computed and source not in skipped:
                 edges.setdefault(source, []).insert(0, node)
     return dict(reversed(edges.items()))
 
@@ -92,19 +94,40 @@ def _read_by_product(node: Node) -> list[Node]:
     return []
 
 
-def _read_as_integers(node: Node, edges: Mapping[Node, Sequence[Node]]) -> list[Node]:
+def _read_as_integers(
+    node: Node, edges: Mapping[Node, Sequence[Node]], skipped: Sequence[Node], computed: set[Node]
+) -> list[Node]:
     """The arguments that this consumer would read through a quantizer, whatever they are."""
     if products := _read_by_product(node):
         return products
-    if is_call(node, SUMS) and len(list(filter(_is_float_activation, _nodes(node.args[:2])))) == 2:
+    if _sums_convolution(node, skipped) and len(computed.intersection(_nodes(node.args[:2]))) == 2:
         return _nodes(node.args[:2])
     if is_call(node, POOLS):
         return _nodes(node.args[:1])
-    if is_movement(node) and node in edges:
+    if is_movement(node) and node in edges and _comes_as_integers(_moved_from(node), skipped):
         return _nodes(node.args[:1])
-    if is_call(node, CONCATENATIONS) and node in edges and all(map(_is_float_activation, node.all_input_nodes)):
+    if is_call(node, CONCATENATIONS) and node in edges and computed.issuperset(node.all_input_nodes):
         return node.all_input_nodes
     return []
+
+
+def _comes_as_integers(node: Node, skipped: Sequence[Node]) -> bool:
+    """Whether an operator in integers makes this: moving bytes is then cheaper than moving floats.
+
+    What floats make is quantized where it is read, so that the runtime can fuse the quantizer into the movement.
+    """
+    if is_call(node, ACTIVATIONS) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    if is_call(node, (*POOLS, *CONCATENATIONS)) or node.op == "placeholder":
+        return True
+    return _ends_convolution(node, skipped) or _sums_convolution(node, skipped)
+
+
+def _sums_convolution(node: Node, skipped: Sequence[Node]) -> bool:
+    """Whether the sum is fused into a convolution; between the layers of a transformer it would only lose precision."""
+    if not is_call(node, SUMS):
+        return False
+    return any(_ends_convolution(_moved_from(each), skipped) for each in _nodes(node.args[:2]))
 
 
 def _ends_convolution(node: object, skipped: Sequence[Node]) -> bool:
@@ -129,9 +152,15 @@ def _nodes(arguments: Sequence[object]) -> list[Node]:
     return [each for each in arguments if isinstance(each, Node)]
 
 
-def _is_float_activation(node: Node) -> bool:
-    """Whether the node computes a float tensor from the inputs, rather than reading a stored one."""
+def _computed(graph: Graph) -> set[Node]:
+    """The float tensors that depend on values of the inputs, rather than on their shapes or on stored tensors alone."""
+    dependent: set[Node] = set()
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder" or (not is_call(node, SIZES) and not dependent.isdisjoint(node.all_input_nodes)):
+            dependent.add(node)
+    return {node for node in dependent if node.op != "output" and _is_float(node)}
+
+
+def _is_float(node: Node) -> bool:
     value = node.meta.get("val")
-    return node.op in ("placeholder", "call_function") and (
-        not isinstance(value, torch.Tensor) or value.is_floating_point()
-    )
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()

@@ -30,15 +30,13 @@ from temper.graph.facts import (
     is_call,
     weighted_layers,
 )
-from temper.graph.quantizers import FAKE_QUANTIZE, is_quantizer
-from temper.graph.surgery import add_tensor, clean, tensor_of
+from temper.graph.quantizers import is_quantizer
+from temper.graph.surgery import clean
+from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
 from temper.techniques.quantization._placement import quantized_edges, range_sources
-from temper.techniques.quantization._ranges import batches, histograms, joint_range, weight_scales
+from temper.techniques.quantization._ranges import batches, histograms, joint_range
 
-UNSIGNED, SIGNED, WEIGHTS, BIASES = (0, 255), (-128, 127), (-127, 127), (-(2**31), 2**31 - 1)
-LARGEST_BIAS = 2**30
-"""Half of what 32 bits hold: the products are summed on top of the bias."""
-SENSITIVITY_EXAMPLES = 64
+SENSITIVITY_EXAMPLES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,9 @@ class PostTrainingQuantization(Technique):
     reference = "Jacob et al. 2018, arXiv 1712.05877; Wu et al. 2020, arXiv 2004.09602"
 
     ranges: str = knob(
-        "minmax", among=("minmax", "percentile", "mse"), help="how the range of an activation is taken from its values"
+        "minmax",
+        among=("minmax", "percentile", "mse", "entropy"),
+        help="how the range of an activation is taken from its values",
     )
     percentile: float = knob(
         99.99, low=50.0, high=100.0, unit="%", help="share of values inside, for ranges=percentile"
@@ -58,7 +58,7 @@ class PostTrainingQuantization(Technique):
     placement: str = knob(
         "everywhere",
         among=("everywhere", "products"),
-        help="before products only, or around sums, pools and data movements too",
+        help="before products only, or around the sums, pools and data movements of convolutions too",
     )
     float_layers: int = knob(
         0,
@@ -99,11 +99,11 @@ class PostTrainingQuantization(Technique):
             symmetric = sources[node] in signed
             observed = [seen[each] for each in sources[node]]
             low, high = joint_range(observed, self.ranges, self.percentile, symmetric=symmetric)
-            _insert(graph, node, consumers, *_affine(low, high, symmetric=symmetric))
+            insert(graph, node, consumers, *affine(low, high, symmetric=symmetric))
         for layer in layers:
-            _quantize_weight(graph, layer, self.ranges, integer_bias=scheme.integer_bias)
+            quantize_weight(graph, layer, self.ranges, integer_bias=scheme.integer_bias)
             if scheme.integer_bias:
-                _quantize_bias(graph, layer)
+                quantize_bias(graph, layer)
         clean(graph.module)
 
 
@@ -153,70 +153,3 @@ class _Selective(Interpreter):
 def _outputs(graph: Graph, inputs: Sequence[tuple[Tensor, ...]], active: set[object]) -> list[Tensor]:
     with torch.no_grad():
         return [output for batch in inputs for output in _Selective(graph, active).run(*batch)]
-
-
-def _affine(low: float, high: float, *, symmetric: bool) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Scale, zero point and integer range that map [low, high], which holds zero, onto 8 bits."""
-    if symmetric:
-        return torch.tensor(max(high, 1e-12) / 127), torch.tensor(0, dtype=torch.int32), SIGNED
-    scale = max(high - low, 1e-12) / 255
-    return torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.int32), UNSIGNED
-
-
-def _quantize_weight(graph: Graph, layer: Node, ranges: str, *, integer_bias: bool) -> None:
-    node = layer.args[1]
-    weight = tensor_of(graph.module, node)
-    assert isinstance(node, Node)
-    assert weight is not None
-    scales = weight_scales(weight.detach(), WEIGHTS[1], ranges)
-    if integer_bias and (bias := _stored_bias(graph, layer)) is not None:
-        # Where the weights are tiny, or all zero, their own scale would push the bias out of its integers.
-        reach = bias.abs() / (_input_scale(graph, layer) * LARGEST_BIAS)
-        scales = torch.maximum(scales, reach.to(scales.dtype))
-    _insert(graph, node, [layer], scales, torch.zeros_like(scales, dtype=torch.int32), WEIGHTS, axis=0)
-
-
-def _quantize_bias(graph: Graph, layer: Node) -> None:
-    """The bias in the units of the integer accumulator, so that rounding it costs next to nothing."""
-    if _stored_bias(graph, layer) is None:
-        return
-    bias, weight = layer.args[2], layer.args[1]
-    assert isinstance(bias, Node)
-    assert isinstance(weight, Node)
-    scales = tensor_of(graph.module, weight.args[1])
-    assert scales is not None
-    scale = _input_scale(graph, layer) * scales
-    _insert(graph, bias, [layer], scale, torch.zeros_like(scale, dtype=torch.int32), BIASES, axis=0)
-
-
-def _stored_bias(graph: Graph, layer: Node) -> Tensor | None:
-    """The bias (channels,) that can become integers: it is known, and so is the scale of the layer's input."""
-    bias = tensor_of(graph.module, layer.args[2]) if len(layer.args) > 2 else None
-    return bias.detach() if bias is not None and bias.dim() == 1 and is_quantizer(layer.args[0]) else None
-
-
-def _input_scale(graph: Graph, layer: Node) -> Tensor:
-    source = layer.args[0]
-    assert isinstance(source, Node)
-    scale = tensor_of(graph.module, source.args[1])
-    assert scale is not None
-    return scale
-
-
-def _insert(
-    graph: Graph,
-    source: Node,
-    consumers: Sequence[Node],
-    scale: Tensor,
-    zero_point: Tensor,
-    integers: tuple[int, int],
-    axis: int | None = None,
-) -> None:
-    """Let the consumers, given in graph order, read `source` through one quantizer."""
-    module = graph.module
-    scale_node = add_tensor(module, f"{source.name}_scale", scale)
-    zero_node = add_tensor(module, f"{source.name}_zero_point", zero_point)
-    with module.graph.inserting_before(consumers[0]):
-        quantizer = module.graph.call_function(FAKE_QUANTIZE, (source, scale_node, zero_node, *integers, axis))
-    for consumer in consumers:
-        consumer.replace_input_with(source, quantizer)

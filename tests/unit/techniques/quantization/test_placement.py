@@ -163,7 +163,7 @@ def test_infinite_activations_get_no_quantizer(ranges: str, tmp_path: Path) -> N
     x[:, 0, 0] = 0.0
     graph = quantized(model, x, ranges=ranges)
     (add,) = (node for node in graph.module.graph.nodes if is_call(node, (aten.add.Tensor,)))
-    assert [is_quantizer(each) for each in add.args[:2]] == [True, False]
+    assert not any(map(is_quantizer, add.args))
     assert noise(outputs(graph, x, tmp_path)[0], model, x) < 1e-2
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from temper.techniques.quantization._ranges import BINS, Histogram, activation_range, weight_scales
+from temper.techniques.quantization._ranges import BINS, Histogram, joint_range, weight_scales
 
 
 def histogram(values: np.ndarray) -> Histogram:
@@ -24,19 +24,19 @@ def heavy_tailed() -> np.ndarray:
 
 def test_minmax_is_the_extremes_and_holds_zero() -> None:
     values = np.random.default_rng(0).uniform(2.0, 5.0, 1000)
-    low, high = activation_range(histogram(values), "minmax", 99.9, symmetric=False)
+    low, high = joint_range([histogram(values)], "minmax", 99.9, symmetric=False)
     assert low == 0.0
     assert high == pytest.approx(values.max())
 
 
 def test_symmetric_ranges_mirror() -> None:
     values = np.random.default_rng(0).uniform(-1.0, 3.0, 1000)
-    low, high = activation_range(histogram(values), "minmax", 99.9, symmetric=True)
+    low, high = joint_range([histogram(values)], "minmax", 99.9, symmetric=True)
     assert -low == high == pytest.approx(values.max())
 
 
 def test_percentile_agrees_with_numpy(heavy_tailed: np.ndarray) -> None:
-    low, high = activation_range(histogram(heavy_tailed), "percentile", 99.0, symmetric=False)
+    low, high = joint_range([histogram(heavy_tailed)], "percentile", 99.0, symmetric=False)
     bin_width = (heavy_tailed.max() - heavy_tailed.min()) / BINS
     expected = np.percentile(heavy_tailed, [0.5, 99.5])
     assert np.abs(np.asarray([low, high]) - expected).max() <= bin_width
@@ -44,7 +44,7 @@ def test_percentile_agrees_with_numpy(heavy_tailed: np.ndarray) -> None:
 
 def test_least_error_beats_the_full_range_and_the_percentile_on_heavy_tails(heavy_tailed: np.ndarray) -> None:
     ranges = {
-        method: activation_range(histogram(heavy_tailed), method, 99.0, symmetric=False)
+        method: joint_range([histogram(heavy_tailed)], method, 99.0, symmetric=False)
         for method in ("minmax", "percentile", "mse")
     }
     errors = {method: squared_error(heavy_tailed, *ends) for method, ends in ranges.items()}
@@ -54,7 +54,7 @@ def test_least_error_beats_the_full_range_and_the_percentile_on_heavy_tails(heav
 
 def test_least_error_keeps_the_range_of_uniform_values() -> None:
     values = np.random.default_rng(0).uniform(0.0, 1.0, 100_000)
-    low, high = activation_range(histogram(values), "mse", 99.0, symmetric=False)
+    low, high = joint_range([histogram(values)], "mse", 99.0, symmetric=False)
     assert low == 0.0
     assert high > 0.97
 
@@ -80,4 +80,4 @@ def test_a_dead_channel_has_a_positive_scale() -> None:
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
 def test_a_constant_is_not_clipped(method: str, value: float, expected: tuple[float, float]) -> None:
     constant = Histogram(low=value, high=value, counts=torch.zeros(BINS))
-    assert activation_range(constant, method, 99.9, symmetric=False) == expected
+    assert joint_range([constant], method, 99.9, symmetric=False) == expected
