@@ -5,7 +5,7 @@ the shifts add up from layer to layer. The mean of each channel's error on calib
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,17 @@ from temper.core.errors import NoEffect
 from temper.core.facts import has_calibration
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.facts import CONVOLUTIONS, has_quantizers, is_call, weighted_layers
+from temper.graph.facts import CONVOLUTIONS, LINEAR, has_quantizers, is_call, weighted_layers
 from temper.graph.quantizers import is_quantizer
-from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of, users_of_tensor
+from temper.graph.surgery import add_tensor, clean, tensor_of
+from temper.techniques.quantization._importance import live_rows
 from temper.techniques.quantization._insertion import quantize_bias
+from temper.techniques.quantization._neighbours import owns
 from temper.techniques.quantization._ranges import batches
 
 EXAMPLES = 64
+CORRECTED = "_corrected"
+"""How the name of a corrected bias ends: the float model that it was compared with is gone, so it is final."""
 NEGLIGIBLE = 1e-3
 """Mean error of a channel, in standard deviations of its layer's output, that is not worth correcting."""
 
@@ -44,15 +48,16 @@ class BiasCorrection(Technique):
         scheme = context.runtime.integers
         inputs = list(batches(graph, tuple(each[:EXAMPLES] for each in context.calibration)))
         layers = {layer for layer in weighted_layers(graph) if _can_be_corrected(graph, layer)}
+        live = live_rows(graph, inputs, [layer for layer in layers if is_call(layer, LINEAR)])
         exact: dict[Node, tuple[Tensor, float]] = {}
         corrections: dict[Node, Tensor] = {}
 
         def remember(layer: Node, values: list[Tensor]) -> None:
-            exact[layer] = _mean(layer, values), float(values[0].std())
+            exact[layer] = _mean(layer, values, live), float(values[0].std())
 
         def correct(layer: Node, values: list[Tensor]) -> None:
             mean, deviation = exact[layer]
-            shift = mean - _mean(layer, values)
+            shift = mean - _mean(layer, values, live)
             if float(shift.abs().max()) > NEGLIGIBLE * deviation:
                 corrections[layer] = shift
                 for value in values:
@@ -108,10 +113,12 @@ def _call(node: Node, values: dict[Node, list[Any]], batch: int) -> Any:
     return node.target(*args, **kwargs)
 
 
-def _mean(layer: Node, values: Sequence[Tensor]) -> Tensor:
-    """The mean of each output channel (channels,) over all batches."""
-    axis = 1 if is_call(layer, CONVOLUTIONS) else -1
-    rows = [value.movedim(axis, -1).flatten(0, -2).double() for value in values]
+def _mean(layer: Node, values: Sequence[Tensor], live: Mapping[Node, Sequence[Tensor]]) -> Tensor:
+    """The mean of each output channel (channels,) over all batches, of linear layers over the live vectors alone."""
+    if layer in live:
+        rows = [value[where].double() for value, where in zip(values, live[layer], strict=True)]
+    else:
+        rows = [value.movedim(1, -1).flatten(0, -2).double() for value in values]
     total = torch.stack([each.sum(0) for each in rows]).sum(0)
     return (total / sum(map(len, rows))).float()
 
@@ -126,25 +133,22 @@ def _bias(layer: Node) -> Node | None:
 
 
 def _can_be_corrected(graph: Graph, layer: Node) -> bool:
-    """Whether the layer is quantized, and its bias its own or yet to be made."""
+    """Whether the layer is quantized, and its bias yet to be made, or its own and as it was trained."""
     if not is_quantizer(layer.args[1]):
         return False
     bias = _bias(layer)
-    return bias is None or (
-        tensor_of(graph.module, bias) is not None and len(users_of_tensor(graph.module, str(bias.target))) == 1
-    )
+    return bias is None or (owns(graph, bias) and not str(bias.target).endswith(CORRECTED))
 
 
 def _add_to_bias(graph: Graph, layer: Node, shift: Tensor, *, integer: bool) -> None:
-    module, node = graph.module, _bias(layer)
-    if node is not None:
-        bias = tensor_of(module, node)
-        assert bias is not None
-        set_tensor(module, str(node.target), bias.detach() + shift)
-        return
-    weight = layer.args[1]
+    module, old, weight = graph.module, _bias(layer), layer.args[1]
     assert isinstance(weight, Node)
-    new = add_tensor(module, f"{weight.name}_bias", shift, trainable=True)
+    stored = tensor_of(module, old)
+    name = f"{weight.args[0]}_bias" if old is None else str(old.target)
+    new = add_tensor(module, name + CORRECTED, shift if stored is None else stored.detach() + shift, trainable=True)
+    if old is not None:
+        old.replace_all_uses_with(new)
+        return
     layer.args = (*layer.args[:2], new, *layer.args[3:])
     if integer:
         quantize_bias(graph, layer)

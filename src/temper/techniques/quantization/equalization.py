@@ -105,7 +105,7 @@ def _equalize(graph: Graph, first: Node, second: Node) -> float:
 
 
 def _inputs(weight: Tensor, groups: int) -> Tensor:
-    """The weights that read each input channel: (input channels, weights), of a weight (outputs, inputs / groups, ...)."""
+    """What reads each input channel: (input channels, weights), of a weight (outputs, inputs / groups, ...)."""
     outputs_, inputs = weight.shape[:2]
     return weight.reshape(groups, outputs_ // groups, inputs, -1).transpose(1, 2).reshape(groups * inputs, -1)
 
@@ -134,4 +134,3 @@ def _store(graph: Graph, node: object, value: Tensor) -> None:
     old = tensor_of(graph.module, node)
     assert old is not None
     set_tensor(graph.module, str(node.target), value.to(old.dtype).contiguous())
-

@@ -21,6 +21,7 @@ from temper.graph.equivalence import check_unchanged, outputs
 from temper.graph.facts import LINEAR, has_quantizers, is_call
 from temper.graph.quantizers import fake_quantize
 from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of
+from temper.techniques.quantization._importance import live_rows
 from temper.techniques.quantization._insertion import WEIGHTS, affine
 from temper.techniques.quantization._neighbours import owns, producer
 from temper.techniques.quantization._ranges import batches, weight_scales
@@ -52,7 +53,9 @@ class ActivationSmoothing(Technique):
 
     needs = (has_calibration, has_integer_runtime, has_normed_linears, ~has_quantizers)
     auxiliary = True
-    reference = "Xiao et al. 2022, arXiv 2211.10438, equation 4; the search for the exponent as in appendix A of 2306.00978"
+    reference = (
+        "Xiao et al. 2022, arXiv 2211.10438, equation 4; the search for the exponent as in appendix A of 2306.00978"
+    )
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with smoothed activations. Raises: NoEffect if none would gain; TrialError if an output changed."""
@@ -100,7 +103,8 @@ class _Activation:
         if symmetric:
             low, high = -max(-low, high), max(-low, high)
         scale, zero_point, integers = affine(low, high, symmetric=symmetric)
-        return fake_quantize(self.rows, scale, zero_point, *integers, None)
+        rounded: Tensor = fake_quantize(self.rows, scale, zero_point, *integers, None)
+        return rounded
 
 
 class _Sampler(Interpreter):
@@ -109,13 +113,14 @@ class _Sampler(Interpreter):
     def __init__(self, graph: Graph, wanted: Iterable[Node], rows: int) -> None:
         super().__init__(graph.module)
         self.rows = rows
+        self.live: dict[Node, Tensor] = {}
         self.kept: dict[Node, list[tuple[Tensor, Tensor, Tensor]]] = {node: [] for node in wanted}
 
     def run_node(self, n: Node) -> object:
         value = super().run_node(n)
         if n in self.kept:
             assert isinstance(value, Tensor)
-            flat = value.reshape(-1, value.shape[-1])
+            flat = value[self.live[n]]
             self.kept[n].append((flat[:: max(len(flat) // self.rows, 1)].clone(), flat.amin(0), flat.amax(0)))
         return value
 
@@ -123,15 +128,15 @@ class _Sampler(Interpreter):
 def _activations(graph: Graph, calibration: tuple[Array, ...], wanted: Iterable[Node]) -> dict[Node, _Activation]:
     inputs = list(batches(graph, tuple(each[:EXAMPLES] for each in calibration)))
     sampler = _Sampler(graph, wanted, max(ROWS // max(len(inputs), 1), 1))
+    live = live_rows(graph, inputs, sampler.kept)
     with torch.no_grad():
-        for batch in inputs:
+        for index, batch in enumerate(inputs):
+            sampler.live = {node: rows[index] for node, rows in live.items()}
             sampler.run(*batch)
     found = {}
     for node, seen in sampler.kept.items():
         rows, lows, highs = zip(*seen)
-        found[node] = _Activation(
-            rows=torch.cat(rows), low=torch.stack(lows).amin(0), high=torch.stack(highs).amax(0)
-        )
+        found[node] = _Activation(rows=torch.cat(rows), low=torch.stack(lows).amin(0), high=torch.stack(highs).amax(0))
     return found
 
 
@@ -186,7 +191,7 @@ def _fold(graph: Graph, source: Node, layers: Sequence[Node], factor: Tensor) ->
         stored = [each for each in maker.args[1:3] if isinstance(each, Node)]
         foldable = True
     elif is_call(maker, (aten.mul.Tensor,)):
-        stored = [each for each in maker.args[:2] if _is_vector(graph, each, len(factor))]
+        stored = [each for each in maker.all_input_nodes if _is_vector(graph, each, len(factor))]
         foldable = len(stored) == 1
     else:
         return False

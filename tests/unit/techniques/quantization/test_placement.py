@@ -167,6 +167,31 @@ def test_infinite_activations_get_no_quantizer(ranges: str, tmp_path: Path) -> N
     assert noise(outputs(graph, x, tmp_path)[0], model, x) < 1e-2
 
 
+class FiniteMask(nn.Module):
+    """A stored position table, a finite stand-in for minus infinity that a product reads, and residual sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Parameter(torch.randn(6, 8))
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + F.layer_norm(self.table[:5], (8,))
+        scores = torch.where(x.mean(1, keepdim=True) > 1.0, torch.finfo(torch.float32).min, x).repeat(1, 2, 1)[:, :8]
+        return x + self.two(self.one(x) @ scores)
+
+
+def test_masks_and_stored_tables_get_no_quantizer_and_residual_sums_stay_in_float(tmp_path: Path) -> None:
+    model, x = FiniteMask(), data(32, 5, 8)
+    graph = quantized(model, x)
+    for node in graph.module.graph.nodes:
+        if is_call(node, (aten.add.Tensor, aten.matmul.default)):
+            reads = [is_quantizer(each) for each in node.args[:2]]
+            assert reads == [is_call(node, (aten.matmul.default,)), False]
+    assert outputs(graph, x, tmp_path)[1]["int8"] >= 1
+
+
 class Ranked(nn.Module):
     """A product of activations that suffers from integers more than the layers do."""
 

@@ -52,6 +52,33 @@ def test_least_error_beats_the_full_range_and_the_percentile_on_heavy_tails(heav
     assert errors["mse"] < errors["percentile"]
 
 
+def test_the_ends_of_a_lopsided_range_are_clipped_apart() -> None:
+    generator = np.random.default_rng(0)
+    values = np.concatenate([generator.uniform(-1.0, 10.0, 1_000_000), [-20.0]])
+    low, high = joint_range([histogram(values)], "mse", 99.0, symmetric=False)
+    assert low > -10.0
+    assert high > 9.0
+    mirrored = joint_range([histogram(values)], "mse", 99.0, symmetric=True)
+    assert mirrored[0] == -mirrored[1]
+
+
+@pytest.mark.parametrize("method", ["mse", "entropy"])
+def test_activations_of_one_quantizer_are_clipped_for_all_of_them(method: str, heavy_tailed: np.ndarray) -> None:
+    wide = np.random.default_rng(1).uniform(-60.0, 60.0, 200_000)
+    alone = joint_range([histogram(heavy_tailed)], method, 99.0, symmetric=True)
+    both = joint_range([histogram(heavy_tailed), histogram(wide)], method, 99.0, symmetric=True)
+    assert alone[1] < 0.9 * max(abs(heavy_tailed))
+    assert both[1] > 55.0
+
+
+def test_entropy_clips_a_lonely_outlier_and_keeps_uniform_values() -> None:
+    generator = np.random.default_rng(0)
+    normal = np.concatenate([generator.normal(size=200_000), [30.0, -30.0]])
+    assert joint_range([histogram(normal)], "entropy", 99.0, symmetric=True)[1] < 15.0
+    uniform = generator.uniform(-1.0, 1.0, 200_000)
+    assert joint_range([histogram(uniform)], "entropy", 99.0, symmetric=True)[1] > 0.97
+
+
 def test_least_error_keeps_the_range_of_uniform_values() -> None:
     values = np.random.default_rng(0).uniform(0.0, 1.0, 100_000)
     low, high = joint_range([histogram(values)], "mse", 99.0, symmetric=False)
@@ -77,7 +104,7 @@ def test_a_dead_channel_has_a_positive_scale() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(5.0, (0.0, 5.0)), (-2.0, (-2.0, 0.0)), (0.0, (0.0, 0.0))])
-@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
 def test_a_constant_is_not_clipped(method: str, value: float, expected: tuple[float, float]) -> None:
     constant = Histogram(low=value, high=value, counts=torch.zeros(BINS))
     assert joint_range([constant], method, 99.9, symmetric=False) == expected
