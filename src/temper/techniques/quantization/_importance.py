@@ -47,7 +47,7 @@ class _Traced(Interpreter):
         value = super().run_node(n)
         if n in self.wanted:
             assert isinstance(value, Tensor)
-            # Frozen parameters leave a value without a gradient; it then starts here.
-            self.kept[n] = value if value.requires_grad else value.detach().requires_grad_()
+            # Frozen parameters leave a value without a gradient; it then starts here, and may be changed in place.
+            self.kept[n] = value if value.requires_grad else value.detach().requires_grad_().clone()
             return self.kept[n]
         return value
