@@ -5,7 +5,7 @@ rounds the rest away. Divided by s, channel by channel, the activation is even; 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ aten = torch.ops.aten
 
 ALPHAS = (0.3, 0.5, 0.65, 0.8, 0.95)
 """How much of the difficulty moves from the activation (1: all of it) into the weights."""
-EXAMPLES, ROWS = 32, 512
+EXAMPLES, ROWS = 64, 512
 """Calibration inputs that are run, and activation vectors kept of them to compare exponents on."""
 LARGEST = 1e4
 """Greatest factor a channel gets."""
@@ -89,14 +89,19 @@ def groups(graph: Graph) -> dict[Node, list[Node]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Activation:
-    """Sampled vectors (rows, channels) and the ends of each channel's range (channels,) over all inputs."""
+    """Vectors to compare on (rows, channels), and the ends of each channel's range (channels,) over other vectors.
+
+    Smoothed channels all reach their ends, so that whatever lies beyond the ends is clipped: vectors that the ends
+    were taken from would not show it. `largest` (channels,) is over all of both.
+    """
 
     rows: Tensor
     low: Tensor
     high: Tensor
+    largest: Tensor
 
     def divided(self, factor: Tensor) -> "_Activation":
-        return _Activation(rows=self.rows / factor, low=self.low / factor, high=self.high / factor)
+        return replace(self, rows=self.rows / factor, low=self.low / factor, high=self.high / factor)
 
     def rounded(self, *, symmetric: bool) -> Tensor:
         low, high = min(float(self.low.min()), 0.0), max(float(self.high.max()), 0.0)
@@ -114,14 +119,16 @@ class _Sampler(Interpreter):
         super().__init__(graph.module)
         self.rows = rows
         self.live: dict[Node, Tensor] = {}
-        self.kept: dict[Node, list[tuple[Tensor, Tensor, Tensor]]] = {node: [] for node in wanted}
+        self.kept: dict[Node, list[tuple[Tensor, ...]]] = {node: [] for node in wanted}
 
     def run_node(self, n: Node) -> object:
         value = super().run_node(n)
         if n in self.kept:
             assert isinstance(value, Tensor)
             flat = value[self.live[n]]
-            self.kept[n].append((flat[:: max(len(flat) // self.rows, 1)].clone(), flat.amin(0), flat.amax(0)))
+            fitted, held_out = flat[: (len(flat) + 1) // 2], flat[len(flat) // 2 :]
+            rows = held_out[:: max(len(held_out) // self.rows, 1)].clone()
+            self.kept[n].append((rows, fitted.amin(0), fitted.amax(0), flat.abs().amax(0)))
         return value
 
 
@@ -135,27 +142,34 @@ def _activations(graph: Graph, calibration: tuple[Array, ...], wanted: Iterable[
             sampler.run(*batch)
     found = {}
     for node, seen in sampler.kept.items():
-        rows, lows, highs = zip(*seen)
-        found[node] = _Activation(rows=torch.cat(rows), low=torch.stack(lows).amin(0), high=torch.stack(highs).amax(0))
+        rows, lows, highs, largest = map(list, zip(*seen))
+        found[node] = _Activation(
+            rows=torch.cat(rows),
+            low=torch.stack(lows).amin(0),
+            high=torch.stack(highs).amax(0),
+            largest=torch.stack(largest).amax(0),
+        )
     return found
 
 
 def _factor(activation: _Activation, weight: Tensor, *, symmetric: bool) -> Tensor | None:
     """What to divide each channel by (channels,): s = max|x|^alpha / max|w|^(1 - alpha), or None if nothing gains."""
-    largest, reach = torch.maximum(-activation.low, activation.high), weight.abs().amax(0)
-    alive = (largest > 0) & (reach > 0)
-    if not bool(alive.any()):
-        return None
+    fitted, reach = torch.maximum(-activation.low, activation.high), weight.abs().amax(0)
     exact = activation.rows @ weight.T
     best, chosen = GAIN * _error(activation, weight, exact, symmetric=symmetric), None
     for alpha in ALPHAS:
-        raw = largest.clamp_min(1e-9) ** alpha / reach.clamp_min(1e-9) ** (1 - alpha)
-        # Only ratios between channels matter, so the typical channel keeps its size.
-        factor = torch.where(alive, raw / raw[alive].log().mean().exp(), 1.0).clamp(1 / LARGEST, LARGEST)
+        factor = _balanced(fitted, reach, alpha)
         error = _error(activation.divided(factor), weight * factor, exact, symmetric=symmetric)
         if error < best:
-            best, chosen = error, factor
-    return chosen
+            best, chosen = error, alpha
+    return None if chosen is None else _balanced(activation.largest, reach, chosen)
+
+
+def _balanced(largest: Tensor, reach: Tensor, alpha: float) -> Tensor:
+    """The factors for one exponent; only ratios between channels matter, so the typical channel keeps its size."""
+    alive = (largest > 0) & (reach > 0)
+    raw = largest.clamp_min(1e-9) ** alpha / reach.clamp_min(1e-9) ** (1 - alpha)
+    return torch.where(alive, raw / raw[alive].log().mean().exp(), 1.0).clamp(1 / LARGEST, LARGEST)
 
 
 def _error(activation: _Activation, weight: Tensor, exact: Tensor, *, symmetric: bool) -> float:
