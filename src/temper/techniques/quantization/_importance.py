@@ -10,7 +10,7 @@ from temper.core.graph import Graph
 from temper.graph.quantizers import is_quantizer
 
 
-def live_rows(graph: Graph, inputs: Sequence[tuple[Tensor, ...]], nodes: Iterable[Node]) -> dict[Node, list[Tensor]]:
+def live_rows(graph: Graph, inputs: Iterable[tuple[Tensor, ...]], nodes: Iterable[Node]) -> dict[Node, list[Tensor]]:
     """For each node (..., channels) and batch, where the outputs depend on the vector: booleans (...).
 
     What the outputs depend on has a gradient, taken in the float model. A node without any gradient is all live.
@@ -28,7 +28,8 @@ def live_rows(graph: Graph, inputs: Sequence[tuple[Tensor, ...]], nodes: Iterabl
             if total is not None:
                 gradients = torch.autograd.grad(total, [value for _, value in kept], allow_unused=True)
         for (node, value), gradient in zip(kept, gradients):
-            live = torch.zeros(()) if gradient is None else gradient.abs().amax(-1) > 0
+            # A gradient that overflows is none that is zero.
+            live = torch.zeros(()) if gradient is None else gradient.abs().amax(-1) != 0
             found[node].append(live if bool(live.any()) else torch.ones(value.shape[:-1], dtype=torch.bool))
     return found
 

@@ -1,6 +1,6 @@
 """Ranges of activations and weights: min-max, percentile, least squared error and least loss of information."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch.fx import Interpreter, Node
 
 from temper.core.graph import Graph
 from temper.core.schema import Array
+from temper.techniques.quantization._importance import live_rows
 
 BINS = 2048
 CLIPS = torch.linspace(0.3, 1.0, 71)
@@ -46,6 +47,9 @@ def batches(graph: Graph, calibration: tuple[Array, ...]) -> Iterable[tuple[Tens
 def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node]) -> dict[Node, Histogram]:
     """The distribution of each wanted node's output over the calibration inputs, in two passes.
 
+    Of sequences (batch, positions, channels) only the positions count that some output depends on: padding would widen
+    the range for nothing.
+
     Nodes whose output is ever infinite, NaN or a mask's stand-in for minus infinity have no range that integers could
     cover: left out.
     """
@@ -61,7 +65,9 @@ def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node]) 
         before = extremes.get(node, (torch.inf, -torch.inf))
         extremes[node] = min(low, before[0]), max(high, before[1])
 
-    _observe(graph, calibration, wanted, widen)
+    sequences = [node for node in graph.module.graph.nodes if node in wanted and _is_sequence(node)]
+    live = live_rows(graph, batches(graph, calibration), sequences) if sequences else {}
+    _observe(graph, calibration, wanted, live, widen)
     extremes = {node: ends for node, ends in extremes.items() if node not in boundless}
     counts = {node: torch.zeros(BINS) for node in extremes}
 
@@ -69,7 +75,7 @@ def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node]) 
         low, high = extremes[node]
         counts[node] += torch.histc(value.float(), BINS, low, high) if high > low else 0
 
-    _observe(graph, calibration, set(extremes), count)
+    _observe(graph, calibration, set(extremes), live, count)
     return {node: Histogram(low=low, high=high, counts=counts[node]) for node, (low, high) in extremes.items()}
 
 
@@ -171,18 +177,30 @@ class _Observer(Interpreter):
     def __init__(self, graph: Graph, wanted: set[Node], see: Callable[[Node, Tensor], None]) -> None:
         super().__init__(graph.module)
         self.wanted, self.see = wanted, see
+        self.live: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> object:
         value = super().run_node(n)
         if n in self.wanted:
-            self.see(n, value)
+            assert isinstance(value, Tensor)
+            self.see(n, value[self.live[n]] if n in self.live else value)
         return value
 
 
 def _observe(
-    graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], see: Callable[[Node, Tensor], None]
+    graph: Graph,
+    calibration: tuple[Array, ...],
+    wanted: set[Node],
+    live: Mapping[Node, Sequence[Tensor]],
+    see: Callable[[Node, Tensor], None],
 ) -> None:
     observer = _Observer(graph, wanted, see)
     with torch.no_grad():
-        for batch in batches(graph, calibration):
+        for index, batch in enumerate(batches(graph, calibration)):
+            observer.live = {node: rows[index] for node, rows in live.items()}
             observer.run(*batch)
+
+
+def _is_sequence(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() == 3

@@ -29,7 +29,7 @@ from temper.techniques.quantization._ranges import batches
 
 EXAMPLES = 64
 CORRECTED = "_corrected"
-"""How the name of a corrected bias ends: the float model that it was compared with is gone, so it is final."""
+"""How the name of a corrected bias ends: the float model that it was compared with is gone, so it is the last one."""
 NEGLIGIBLE = 1e-3
 """Mean error of a channel, in standard deviations of its layer's output, that is not worth correcting."""
 
@@ -45,6 +45,8 @@ class BiasCorrection(Technique):
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with corrected biases. Raises: NoEffect if no layer's mean output was shifted."""
         assert context.calibration is not None
+        if any(str(bias.target).endswith(CORRECTED) for layer in weighted_layers(graph) if (bias := _bias(layer))):
+            raise NoEffect(f"{self.name}: the biases are corrected already, and the float model's own ones are gone")
         scheme = context.runtime.integers
         inputs = list(batches(graph, tuple(each[:EXAMPLES] for each in context.calibration)))
         layers = {layer for layer in weighted_layers(graph) if _can_be_corrected(graph, layer)}
@@ -133,11 +135,11 @@ def _bias(layer: Node) -> Node | None:
 
 
 def _can_be_corrected(graph: Graph, layer: Node) -> bool:
-    """Whether the layer is quantized, and its bias yet to be made, or its own and as it was trained."""
+    """Whether the layer is quantized, and its bias yet to be made, or its own."""
     if not is_quantizer(layer.args[1]):
         return False
     bias = _bias(layer)
-    return bias is None or (owns(graph, bias) and not str(bias.target).endswith(CORRECTED))
+    return bias is None or owns(graph, bias)
 
 
 def _add_to_bias(graph: Graph, layer: Node, shift: Tensor, *, integer: bool) -> None:

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from temper.graph.facts import weighted_layers
 from temper.techniques.quantization._importance import live_rows
+from temper.techniques.quantization._ranges import histograms
 from tests.models import graph_of
 
 
@@ -35,3 +36,12 @@ def test_what_has_no_gradient_is_all_live() -> None:
     graph = graph_of(Pooled(frozen=False).eval(), x)
     (layer,) = weighted_layers(graph)
     assert bool(live_rows(graph, [(x,)], [layer])[layer][0].all())
+
+
+def test_dead_positions_do_not_widen_ranges() -> None:
+    x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = -100.0
+    graph = graph_of(Pooled(frozen=False).eval(), x)
+    (source,) = graph.module.graph.find_nodes(op="placeholder")
+    seen = histograms(graph, (x.numpy(),), {source})[source]
+    assert -10.0 < seen.low < seen.high < 10.0
