@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from temper.core.graph import Graph
-from temper.graph.quantizers import is_quantizer
+from temper.graph.quantizers import is_dynamic_quantizer, is_quantizer
 
 
 def live_rows(graph: Graph, inputs: Iterable[tuple[Tensor, ...]], nodes: Iterable[Node]) -> dict[Node, list[Tensor]]:
@@ -43,7 +43,7 @@ class _Traced(Interpreter):
         self.kept: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> object:
-        if is_quantizer(n):
+        if is_quantizer(n) or is_dynamic_quantizer(n):
             return self.env[n.args[0]]  # type: ignore[index]
         value = super().run_node(n)
         if n in self.wanted:

@@ -20,7 +20,7 @@ from temper.core.facts import has_calibration
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.facts import CONVOLUTIONS, LINEAR, has_quantizers, is_call, weighted_layers
-from temper.graph.quantizers import is_quantizer
+from temper.graph.quantizers import is_dynamic_quantizer, is_quantizer
 from temper.graph.surgery import add_tensor, clean, tensor_of
 from temper.techniques.quantization._importance import live_rows
 from temper.techniques.quantization._insertion import quantize_bias
@@ -98,7 +98,7 @@ def _run(
             values[node] = list(next(given))
         elif node.op == "get_attr":
             values[node] = [operator.attrgetter(str(node.target))(module)] * len(inputs)
-        elif is_quantizer(node) and not rounded:
+        elif not rounded and (is_quantizer(node) or is_dynamic_quantizer(node)):
             values[node] = values[node.args[0]]
         else:
             values[node] = [_call(node, values, batch) for batch in range(len(inputs))]
