@@ -40,6 +40,8 @@ from table import header, markdown
 LINES = HERE / "results" / "zoo.jsonl"
 RUNTIMES: Mapping[str, Mapping[str, str]] = {"onnxruntime": {}, "openvino": {"precision": "f32"}}
 """In float32 throughout, because bfloat16 would hide whether the integers are those of the graph."""
+FUSIONS = ("constants", "activations", "attention", "duplicates", "batch_norm")
+"""Not `attention_products`, which does the opposite of `attention`."""
 QUANTIZATION = "quantization.post_training"
 LIMIT_S, MEMORY_BYTES = 400.0, 6 << 30
 PERTURBATION = 1e-6
@@ -65,16 +67,16 @@ class Subject:
         }
 
     def fuse(self) -> dict[str, Any]:
-        """Apply every fusion of the catalog whose needs hold; each proves by itself that the outputs stay."""
+        """Apply each fusion whose needs hold; each proves by itself that the outputs stay."""
         context = _context(catalog.get(Runtime, "onnxruntime")(), self.graph)
         used: list[str] = []
-        for name in catalog.names(Technique):
-            technique = catalog.get(Technique, name)()
-            if not name.startswith("fusion.") or not all(need.holds(self.graph, context) for need in technique.needs):
+        for name in FUSIONS:
+            technique = catalog.get(Technique, f"fusion.{name}")()
+            if not all(need.holds(self.graph, context) for need in technique.needs):
                 continue
             with suppress(NoEffect):
                 self.graph = applied(technique, self.graph, context)
-                used.append(name.removeprefix("fusion."))
+                used.append(name)
         return {"techniques": used, "operators": _operators(self.graph)}
 
     def quantize(self, runtime: str) -> dict[str, Any]:
@@ -178,6 +180,12 @@ def examined(name: str) -> dict[str, Any]:
     return result
 
 
+def finished() -> dict[str, dict[str, Any]]:
+    """What came of each model so far, the latest line of each."""
+    lines = LINES.read_text().splitlines() if LINES.exists() else []
+    return {line["name"]: line for line in map(json.loads, lines)}
+
+
 def written(lines: Sequence[Mapping[str, Any]]) -> str:
     """The page: a summary, the table of all models, and the table of what fails and why."""
     rows = [_row(line) for line in lines]
@@ -254,16 +262,15 @@ def main() -> None:
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     LINES.parent.mkdir(exist_ok=True)
-    done = {}
-    if LINES.exists():
-        done = {line["name"]: line for line in map(json.loads, LINES.read_text().splitlines())}
+    done = finished()
     for name in options.only or names():
         if name in done and not options.again:
             continue
-        done[name] = examined(name)
+        line = json.dumps(examined(name))
         with LINES.open("a") as stream:
-            stream.write(json.dumps(done[name]) + "\n")
-        print(name, json.dumps({key: value for key, value in done[name].items() if key != "name"})[:600], flush=True)
+            stream.write(line + "\n")
+        print(line, flush=True)
+    done = finished()
     ordered = [done[name] for name in names() if name in done]
     LINES.write_text("".join(json.dumps(line) + "\n" for line in ordered))
     options.out.write_text(written(ordered) + "\n", encoding="utf-8")

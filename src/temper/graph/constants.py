@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from temper.core.facts import Fact
 from temper.core.graph import Graph
+from temper.graph.aliases import changed_in_place
 from temper.graph.quantizers import is_quantizer
 from temper.graph.surgery import tensor_of
 
@@ -45,27 +46,18 @@ def foldable_constants(graph: Graph) -> list[Node]:
 
 def _constants(module: GraphModule) -> dict[Node, None]:
     """The nodes that no input reaches, without those that anything changes in place, in graph order."""
-    changed = {
-        argument
-        for node in module.graph.nodes
-        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable
-        for argument in node.all_input_nodes
-    }
+    changed = changed_in_place(module)
     constants: dict[Node, None] = {}
     for node in module.graph.nodes:
+        if node in changed:
+            continue
         known = node.op == "get_attr" and tensor_of(module, node) is not None
-        if known or (_repeatable(node) and all(each in constants for each in node.all_input_nodes)):
+        if known or (repeatable(node) and all(each in constants for each in node.all_input_nodes)):
             constants[node] = None
-    # What is changed may be a view of another constant, or others may be views of it: all of them are left out.
-    pending = [node for node in changed if node in constants]
-    while pending:
-        node = pending.pop()
-        if constants.pop(node, 0) is None:
-            pending.extend((*node.all_input_nodes, *node.users))
     return constants
 
 
-def _repeatable(node: Node) -> bool:
+def repeatable(node: Node) -> bool:
     """Whether the node gives the same result whenever it is called with the same arguments, and does nothing else."""
     if node.op != "call_function" or is_quantizer(node):
         return False
