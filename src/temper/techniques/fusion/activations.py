@@ -12,7 +12,7 @@ from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.activations import Handwritten, handwritten_activations, has_handwritten_activations
 from temper.graph.surgery import clean
-from temper.techniques.fusion._proof import check_unchanged, outputs
+from temper.graph.equivalence import check_unchanged, outputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from temper.core.technique import Technique
 from temper.graph.attention import FUSED, WrittenAttention, has_written_attention, written_attentions
 from temper.graph.facts import has_quantizers
 from temper.graph.surgery import call, clean
-from temper.techniques.fusion._proof import check_unchanged, outputs
+from temper.graph.equivalence import check_unchanged, outputs
 
 aten = torch.ops.aten
 

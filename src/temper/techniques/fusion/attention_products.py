@@ -17,7 +17,7 @@ from temper.core.technique import Technique
 from temper.graph.attention import argument, fused_attentions, has_fused_attention
 from temper.graph.facts import has_quantizers
 from temper.graph.surgery import add_tensor, call, clean
-from temper.techniques.fusion._proof import check_unchanged, outputs
+from temper.graph.equivalence import check_unchanged, outputs
 
 aten = torch.ops.aten
 

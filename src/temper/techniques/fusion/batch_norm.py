@@ -16,7 +16,7 @@ from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.facts import foldable_batch_norms, has_foldable_batch_norm
 from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of
-from temper.techniques.fusion._proof import check_unchanged, outputs
+from temper.graph.equivalence import check_unchanged, outputs
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormFusion(Technique):

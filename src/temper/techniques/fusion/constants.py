@@ -18,7 +18,7 @@ from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.constants import foldable_constants, has_foldable_constants
 from temper.graph.surgery import add_tensor, clean, tensor_of
-from temper.techniques.fusion._proof import check_unchanged, outputs
+from temper.graph.equivalence import check_unchanged, outputs
 
 
 @dataclass(frozen=True, kw_only=True)
