@@ -20,9 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
+from table import header, markdown
 from temper.core import catalog
 from temper.core.context import Context
 from temper.core.errors import NoEffect, TemperError, TrialError
@@ -35,8 +33,8 @@ from temper.core.technique import Technique, applied
 from temper.hardware.detect import this_host
 from temper.measure.child import serve
 from temper.measure.worker import Worker
-from table import header, markdown
 
+HERE = Path(__file__).parent
 LINES = HERE / "results" / "zoo.jsonl"
 RUNTIMES: Mapping[str, Mapping[str, str]] = {"onnxruntime": {}, "openvino": {"precision": "f32"}}
 """In float32 throughout, because bfloat16 would hide whether the integers are those of the graph."""
@@ -52,9 +50,8 @@ class Subject:
 
     def capture(self, name: str) -> dict[str, Any]:
         """Build the model and capture it."""
-        from zoo_models import build
-
         from temper.graph.capture import capture
+        from zoo_models import build
 
         model, call, names = build(name)
         began = time.perf_counter()
@@ -148,7 +145,8 @@ def _perturbed(graph: Graph) -> Graph:
 
 def _difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
     """The greatest difference of any output from the expected one, relative to the latter's largest value."""
-    return max(float(abs(a - b).max() / max(abs(b).max(), 1e-12)) for a, b in zip(found, expected) if b.dtype.kind == "f")
+    floats = [(a, b) for a, b in zip(found, expected) if b.dtype.kind == "f"]
+    return max(float(abs(a - b).max() / max(abs(b).max(), 1e-12)) for a, b in floats)
 
 
 def examined(name: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ IMAGES: Mapping[str, Mapping[str, Any]] = {
     "regnetx_002": {"size": 64},
     "regnety_002": {"size": 64},
     "test_nfnet": {"size": 64},
-    "inception_v3": {"size": 96},
+    "inception_v3": {"size": 160},
     "mobilenetv2_050": {"size": 64},
     "mobilenetv3_small_050": {"size": 64},
     "mobilenetv4_conv_small_050": {"size": 64},
@@ -160,7 +160,9 @@ def _of_timm(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
 
     options = dict(IMAGES[name])
     size = options.pop("size")
-    return timm.create_model(name, pretrained=False, num_classes=10, **options), {"x": torch.randn(BATCH, 3, size, size)}
+    return timm.create_model(name, pretrained=False, num_classes=10, **options), {
+        "x": torch.randn(BATCH, 3, size, size)
+    }
 
 
 def _of_transformers(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -191,7 +193,7 @@ def _is_list(value: object) -> bool:
 
 
 def _settle(model: nn.Module, images: Tensor) -> None:
-    """Take the statistics of batch norms from the images, as training would: with made-up ones, deep networks explode."""
+    """Take the statistics of batch norms from the images, as training would: made-up ones let deep networks explode."""
     norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
     momenta = [each.momentum for each in norms]
     for norm in norms:

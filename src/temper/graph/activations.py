@@ -7,6 +7,7 @@ way to clamp is found.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Activation:
     """A function that torch has an operator for, with the operator's further arguments."""
 
     target: Any
-    keywords: tuple[tuple[str, object], ...] = ()
+    keywords: tuple[tuple[str, str], ...] = ()
     function: Callable[[Tensor], Tensor]
 
 
@@ -130,21 +131,22 @@ def _recognized(graph: Graph, region: set[Node], source: Node) -> Activation | N
     value = source.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    values: dict[Node, object] = {source: GRID}
+    values: dict[Node, Any] = {source: GRID}
     for node in sorted(region):
         if node.args[0] is source and node.target._schema.is_mutable:  # type: ignore[union-attr]
             return None
-        arguments, keywords = map_arg(
-            (node.args, node.kwargs), lambda each: values.get(each, _number(graph, each))
-        )
-        computed = node.target(*arguments, **keywords)  # type: ignore[operator]
-        values[node] = computed
-    assert isinstance(computed, Tensor)
+        arguments, keywords = map_arg((node.args, node.kwargs), partial(_evaluated, graph, values))
+        values[node] = node.target(*arguments, **keywords)  # type: ignore[operator]
+    computed = values[node]
     for activation, expected in zip(ACTIVATIONS, _VALUES):
         if bool(((computed - expected).abs() <= TOLERANCE * (1 + expected.abs())).all()):
             alone = len(region) == 1 and node.target in (activation.target, _in_place(activation.target))
             return None if alone else activation
     return None
+
+
+def _evaluated(graph: Graph, values: dict[Node, Any], node: Node) -> Any:
+    return values[node] if node in values else _number(graph, node)
 
 
 def _in_place(target: Any) -> object:

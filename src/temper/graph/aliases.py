@@ -23,7 +23,7 @@ def _mutates(node: Node) -> bool:
     """Whether the node changes an argument; of a function that says nothing about itself, it is assumed."""
     if node.op != "call_function":
         return False
-    return not isinstance(node.target, OpOverload) and bool(node.is_impure()) or _schema_says(node, "is_mutable")
+    return (not isinstance(node.target, OpOverload) and bool(node.is_impure())) or _schema_says(node, "is_mutable")
 
 
 def _schema_says(node: Node, name: str) -> bool:

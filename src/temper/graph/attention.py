@@ -1,6 +1,7 @@
 """Attention in a graph: as one operator, or written out as products around a softmax."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,9 @@ def _match(graph: Graph, product: Node) -> WrittenAttention | None:
         return None
     while _is_own(weights) and weights.target in PASSED and _does_nothing(weights):
         weights = weights.all_input_nodes[0]
-    if not _is_own(weights) or weights.target is not aten.softmax.int or weights.args[1] not in (-1, _rank(weights) - 1):
+    if not _is_own(weights) or weights.target is not aten.softmax.int:
+        return None
+    if weights.args[1] not in (-1, weights.meta["val"].dim() - 1):
         return None
     found = WrittenAttention(product=product, value=value)
     scores = weights.args[0]
@@ -85,10 +88,10 @@ def _match(graph: Graph, product: Node) -> WrittenAttention | None:
     return found if _fits(found) else None
 
 
-def _read_scores(graph: Graph, node: Node, found: WrittenAttention) -> bool:
+def _read_scores(graph: Graph, node: Any, found: WrittenAttention) -> bool:
     """Walk from the softmax up to the product of query and keys, gathering scale and masks on the way."""
     while _is_own(node):
-        first = node.args[0]
+        first: Any = node.args[0]
         if node.target in PRODUCTS:
             query, keys = node.args[0], node.args[1]
             assert isinstance(query, Node)
@@ -115,7 +118,6 @@ def _read_scores(graph: Graph, node: Node, found: WrittenAttention) -> bool:
             found.masks.append((both[1 - both.index(first)], found.scale))
         else:
             return False
-        assert isinstance(first, Node)
         node = first
     return False
 
@@ -153,31 +155,30 @@ def _fits(found: WrittenAttention) -> bool:
     """Whether one operator takes these shapes: equal leading dimensions, and masks that can be broadcast."""
     assert found.query is not None
     assert found.keys is not None
-    values = [node.meta.get("val") for node in (found.query, found.keys, found.value)]
-    if not all(isinstance(each, Tensor) and each.dtype == torch.float32 and each.dim() in (3, 4) for each in values):
+    query, keys, value = (node.meta["val"] for node in (found.query, found.keys, found.value))
+    if not all(each.dtype == torch.float32 and each.dim() in (3, 4) for each in (query, keys, value)):
         return False
-    query, keys, value = values
-    masks = [node.meta.get("val") for node, _ in (*found.masks, *found.fills)]
+    masks = [node.meta["val"] for node, _ in (*found.masks, *found.fills)]
     leading = [tuple(map(str, each.shape[:-2])) for each in (query, keys, value)]
     return (
         leading[0] == leading[1] == leading[2]
-        and all(isinstance(each, Tensor) and each.dim() <= query.dim() for each in masks)
+        and all(each.dim() <= query.dim() for each in masks)
         and all(mask.meta["val"].dtype == torch.float32 for mask, _ in found.masks)
     )
 
 
 def _is_own(node: Node) -> bool:
-    """Whether the node is an operator whose result has a single reader."""
-    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and len(node.users) == 1
+    """Whether the node is an operator whose result has a single reader, and all of whose tensors have a known form."""
+    operator = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    return operator and len(node.users) == 1 and all(_form_is_known(each) for each in (node, *node.all_input_nodes))
+
+
+def _form_is_known(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _does_nothing(node: Node) -> bool:
     return "dropout" not in str(node.target) or not node.args[2]
-
-
-def _rank(node: Node) -> int:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else 0
 
 
 has_written_attention = Fact("writes attention out by hand", lambda graph, context: bool(written_attentions(graph)))

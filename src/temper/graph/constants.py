@@ -28,7 +28,10 @@ def foldable_constants(graph: Graph) -> list[Node]:
     """
     constants = _constants(graph.module)
     reads = Counter(
-        str(source.target) for node in graph.module.graph.nodes for source in node.all_input_nodes if source.op == "get_attr"
+        str(source.target)
+        for node in graph.module.graph.nodes
+        for source in node.all_input_nodes
+        if source.op == "get_attr"
     )
     stored: dict[Node, set[Node]] = {}
     foldable = set()
@@ -72,9 +75,7 @@ def repeatable(node: Node) -> bool:
 
 def _owned_bytes(module: GraphModule, cone: set[Node], reads: Counter[str]) -> int:
     """The bytes of the stored tensors that only nodes of the cone read: they need not be kept."""
-    inside = Counter(
-        str(source.target) for node in cone for source in node.all_input_nodes if source.op == "get_attr"
-    )
+    inside = Counter(str(source.target) for node in cone for source in node.all_input_nodes if source.op == "get_attr")
     sources = {str(node.target): node for node in cone if node.op == "get_attr"}
     tensors = (tensor_of(module, sources[name]) for name in sources if inside[name] == reads[name])
     return sum(_bytes(tensor) for tensor in tensors if tensor is not None)

@@ -11,8 +11,8 @@ from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.activations import Handwritten, handwritten_activations, has_handwritten_activations
-from temper.graph.surgery import clean
 from temper.graph.equivalence import check_unchanged, outputs
+from temper.graph.surgery import clean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class ActivationFusion(Technique):
 
     needs = (has_handwritten_activations,)
     leaves = (~has_handwritten_activations,)
+    auxiliary = True
     reference = "Hendrycks and Gimpel 2016, arXiv 1606.08415; Howard et al. 2019, arXiv 1905.02244, section 5.2"
 
     def apply(self, graph: Graph, context: Context) -> Graph:

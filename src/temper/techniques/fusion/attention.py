@@ -5,6 +5,7 @@ attention in one kernel.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -14,9 +15,9 @@ from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.attention import FUSED, WrittenAttention, has_written_attention, written_attentions
+from temper.graph.equivalence import check_unchanged, outputs
 from temper.graph.facts import has_quantizers
 from temper.graph.surgery import call, clean
-from temper.graph.equivalence import check_unchanged, outputs
 
 aten = torch.ops.aten
 
@@ -27,6 +28,7 @@ class AttentionFusion(Technique):
 
     needs = (has_written_attention, ~has_quantizers)
     leaves = (~has_written_attention,)
+    auxiliary = True
     reference = "Vaswani et al. 2017, arXiv 1706.03762, equation 1; Dao et al. 2022, arXiv 2205.14135"
 
     def apply(self, graph: Graph, context: Context) -> Graph:
@@ -56,7 +58,9 @@ def _fuse(graph: Graph, written: WrittenAttention) -> None:
 
 def _mask(graph: Graph, written: WrittenAttention) -> Node | None:
     """All masks as one that is added to the scores, or None."""
-    terms = [mask if factor == 1 else call(graph.module, aten.mul.Tensor, mask, factor) for mask, factor in written.masks]
+    terms = [
+        mask if factor == 1 else call(graph.module, aten.mul.Tensor, mask, factor) for mask, factor in written.masks
+    ]
     for where, score in written.fills:
         zeros = call(graph.module, aten.zeros_like.default, where, dtype=torch.float32)
         terms.append(call(graph.module, aten.masked_fill.Scalar, zeros, where, score))
@@ -72,11 +76,11 @@ def _transposed(graph: Graph, keys: Node) -> Node:
     """The keys (..., tokens, width): what was transposed, where a transposition is all that was done."""
     rank = keys.meta["val"].dim()
     swapped = [*range(rank - 2), rank - 1, rank - 2]
-    by_transpose = keys.target is aten.transpose.int and {int(each) % rank for each in keys.args[1:3]} == set(swapped[-2:])  # type: ignore[call-overload]
-    by_permute = keys.target is aten.permute.default and [each % rank for each in keys.args[1]] == swapped  # type: ignore[union-attr]
+    moved: Any = keys.args[1:3] if keys.target is aten.transpose.int else keys.args[1:2]
+    by_transpose = keys.target is aten.transpose.int and {each % rank for each in moved} == set(swapped[-2:])
+    by_permute = keys.target is aten.permute.default and [each % rank for each in moved[0]] == swapped
     if by_transpose or by_permute:
         source = keys.args[0]
         assert isinstance(source, Node)
         return source
     return call(graph.module, aten.transpose.int, keys, -2, -1)
-

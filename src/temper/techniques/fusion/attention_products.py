@@ -12,12 +12,13 @@ from torch.fx import Node
 
 from temper.core.context import Context
 from temper.core.errors import NoEffect
+from temper.core.facts import has_integer_runtime
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.attention import argument, fused_attentions, has_fused_attention
+from temper.graph.equivalence import check_unchanged, outputs
 from temper.graph.facts import has_quantizers
 from temper.graph.surgery import add_tensor, call, clean
-from temper.graph.equivalence import check_unchanged, outputs
 
 aten = torch.ops.aten
 
@@ -26,7 +27,7 @@ aten = torch.ops.aten
 class AttentionProducts(Technique):
     """Put products and a softmax in the place of each attention operator."""
 
-    needs = (has_fused_attention, ~has_quantizers)
+    needs = (has_integer_runtime, has_fused_attention, ~has_quantizers)
     leaves = (~has_fused_attention,)
     reference = "Vaswani et al. 2017, arXiv 1706.03762, equation 1"
 

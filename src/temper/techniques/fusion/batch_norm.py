@@ -14,16 +14,19 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
+from temper.graph.equivalence import check_unchanged, outputs
+from temper.graph.constants import has_foldable_constants
 from temper.graph.facts import foldable_batch_norms, has_foldable_batch_norm
 from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of
-from temper.graph.equivalence import check_unchanged, outputs
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormFusion(Technique):
     """Fold every batch norm in evaluation mode into the layer before it, and prove the outputs unchanged."""
 
-    needs = (has_foldable_batch_norm,)
+    needs = (has_foldable_batch_norm, ~has_foldable_constants)
     leaves = (~has_foldable_batch_norm,)
+    auxiliary = True
     reference = "Jacob et al. 2018, arXiv 1712.05877, section 3.2"
 
     def apply(self, graph: Graph, context: Context) -> Graph:

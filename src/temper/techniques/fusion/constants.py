@@ -6,6 +6,8 @@ were an activation, keeps them from it, and a weight that is computed gets no in
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,8 @@ from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.constants import foldable_constants, has_foldable_constants
-from temper.graph.surgery import add_tensor, clean, tensor_of
 from temper.graph.equivalence import check_unchanged, outputs
+from temper.graph.surgery import add_tensor, clean, tensor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class ConstantFolding(Technique):
 
     needs = (has_foldable_constants,)
     leaves = (~has_foldable_constants,)
+    auxiliary = True
     reference = "Wegman and Zadeck 1991, Constant propagation with conditional branches, TOPLAS 13(2)"
 
     def apply(self, graph: Graph, context: Context) -> Graph:
@@ -36,7 +39,7 @@ class ConstantFolding(Technique):
             raise NoEffect(f"{self.name} found nothing that is computed from stored tensors alone")
         before = outputs(graph)
         while roots:
-            values: dict[Node, object] = {}
+            values: dict[Node, Any] = {}
             for root in roots:
                 _store(graph, root, values)
             clean(graph.module)
@@ -46,10 +49,10 @@ class ConstantFolding(Technique):
         return graph
 
 
-def _store(graph: Graph, root: Node, values: dict[Node, object]) -> None:
+def _store(graph: Graph, root: Node, values: dict[Node, Any]) -> None:
     """Put the result in the place of the node; what was computed from trained parameters can be trained itself."""
     with torch.no_grad():
-        result = _value(graph, root, values)
+        result = _value(graph, values, root)
     assert isinstance(result, Tensor)
     sources = (tensor_of(graph.module, each) for each in values if each.op == "get_attr" and each in _before(root))
     trained = any(isinstance(each, nn.Parameter) and each.requires_grad for each in sources)
@@ -60,13 +63,13 @@ def _store(graph: Graph, root: Node, values: dict[Node, object]) -> None:
     root.replace_all_uses_with(stored)
 
 
-def _value(graph: Graph, node: Node, values: dict[Node, object]) -> object:
+def _value(graph: Graph, values: dict[Node, Any], node: Node) -> Any:
     """What the node computes, with everything before it computed once."""
     if node not in values:
-        stored: object = tensor_of(graph.module, node)
+        stored: Any = tensor_of(graph.module, node)
         if stored is None:
             assert callable(node.target)
-            arguments, keywords = map_arg((node.args, node.kwargs), lambda each: _value(graph, each, values))
+            arguments, keywords = map_arg((node.args, node.kwargs), partial(_value, graph, values))
             stored = node.target(*arguments, **keywords)
         values[node] = stored
     return values[node]
