@@ -100,8 +100,8 @@ def _read_scores(graph: Graph, node: Any, found: WrittenAttention) -> bool:
             return True
         if node.target is aten.baddbmm.default:
             mask, query, keys = node.all_input_nodes
-            found.masks.append((mask, found.scale * float(node.kwargs.get("beta", 1))))  # type: ignore[arg-type]
-            found.scale *= float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+            found.masks.append((mask, found.scale * float(node.kwargs.get("beta", 1))))
+            found.scale *= float(node.kwargs.get("alpha", 1))
             found.query, found.keys = query, keys
             return True
         if (factor := _factor(graph, node)) is not None:

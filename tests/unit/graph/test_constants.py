@@ -67,6 +67,14 @@ def test_what_is_changed_in_place_is_no_constant() -> None:
     assert foldable_constants(graph) == []
 
 
+def test_what_is_added_in_place_to_something_else_is_a_constant() -> None:
+    class Adds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (2 * x).add_(torch.sin(torch.arange(8.0)))
+
+    assert names(Adds(), rows()) == ["sin"]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_randomness_is_no_constant(training: bool) -> None:
     class Random(nn.Module):
