@@ -220,8 +220,9 @@ left after fusion. *int8*: how many operators the runtime executes in integers, 
 difference between the artifact's outputs and those of its fake-quantized graph, as a share of the largest output; in
 brackets the same between the graph and itself with all its tensors changed by one part in a million, which is what
 rounding can do where values lie on the border of two integers; and how often both have the same largest output.
-Networks with few weights a channel and random ones at that amplify a single flipped integer, so what counts as failure
-is a difference of more than 0.5 % and of more than five times what is in brackets. OpenVINO computes its float operators in float32 here, because bfloat16 would hide the difference."""
+Deep networks with random weights amplify a single flipped integer, so what counts as failure is a difference of more
+than 0.5 % and of more than five times what is in brackets. OpenVINO computes its float operators in float32 here,
+because bfloat16 would hide the difference."""
 
 
 def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
