@@ -128,7 +128,9 @@ class Handwritten(nn.Module):
         query = self.query(row)[:, None] + position
         key = self.key(row)[:, None] * position
         scores = query @ key.transpose(1, 2) / WIDTH**0.5
-        mixed = scores.softmax(-1) @ F.scaled_dot_product_attention(query, key, self.value(row)[:, None] + position)
+        value = self.value(row)[:, None] + position
+        attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])
+        mixed = scores.softmax(-1) @ attended[:, 0]
         hidden = 0.5 * mixed * (1 + torch.tanh(0.7978845608 * (mixed + 0.044715 * mixed**3)))
         logits: Tensor = self.head(hidden).mean(1) + torch.tanh(self.head(hidden).mean(1))
         return logits

@@ -48,12 +48,24 @@ class AttentionFusion(Technique):
 def _fuse(graph: Graph, written: WrittenAttention) -> None:
     assert written.keys is not None
     nodes, product = graph.module.graph, written.product
-    mask = _mask(graph, written)
-    arguments = (written.query, _transposed(graph, written.keys), written.value, mask, 0.0, False)
-    fused = nodes.call_function(FUSED, arguments, {"scale": written.scale})
-    fused.meta["val"] = product.meta["val"]
+    operands = [written.query, _transposed(graph, written.keys), written.value, _mask(graph, written)]
+    # ONNX takes attention with an axis of heads only.
+    headless = product.meta["val"].dim() == 3
+    if headless:
+        operands = [_with_heads(graph, each) for each in operands]
+    fused = nodes.call_function(FUSED, (*operands, 0.0, False), {"scale": written.scale})
+    fused.meta["val"] = product.meta["val"].unsqueeze(1) if headless else product.meta["val"]
+    if headless:
+        fused = call(graph.module, aten.squeeze.dim, fused, 1)
     product.replace_all_uses_with(fused)
     nodes.erase_node(product)
+
+
+def _with_heads(graph: Graph, node: Node | None) -> Node | None:
+    """The operand (batch, ...) with one head, (batch, 1, ...); a mask of fewer dimensions stays."""
+    if node is None or node.meta["val"].dim() < 3:
+        return node
+    return call(graph.module, aten.unsqueeze.default, node, 1)
 
 
 def _mask(graph: Graph, written: WrittenAttention) -> Node | None:
