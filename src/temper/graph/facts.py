@@ -5,6 +5,7 @@ from torch.fx import Node
 
 from temper.core.facts import Fact
 from temper.core.graph import Graph
+from temper.graph.constants import foldable_constants
 from temper.graph.quantizers import is_quantizer
 from temper.graph.surgery import tensor_of, users_of_tensor
 
@@ -58,15 +59,30 @@ def foldable_batch_norms(graph: Graph) -> list[tuple[Node, Node]]:
 
     A batch norm works on dimension 1, which for a linear layer is the features only if its output is a matrix.
     """
+    return [(layer, norm) for layer, norm in _normalized_layers(graph) if _owns_float_weight(graph, layer)]
+
+
+def _normalized_layers(graph: Graph) -> list[tuple[Node, Node]]:
+    """Pairs (layer, batch norm in evaluation mode that alone reads it)."""
     pairs = []
     for node in graph.module.graph.nodes:
         if not is_call(node, (aten.batch_norm.default,)) or node.args[5] or node.args[3] is None:
             continue
         layer = node.args[0]
         matches = is_call(layer, CONVOLUTIONS) or (is_call(layer, LINEAR) and _is_matrix(layer))
-        if matches and len(layer.users) == 1 and _owns_float_weight(graph, layer):
+        if matches and len(layer.users) == 1:
             pairs.append((layer, node))
     return pairs
+
+
+def _can_fold_batch_norms(graph: Graph) -> bool:
+    """Whether a batch norm can be folded, or could be once its layer's weight is a constant that is stored."""
+    if foldable_batch_norms(graph):
+        return True
+    computed = [
+        layer.args[1] for layer, _ in _normalized_layers(graph) if tensor_of(graph.module, layer.args[1]) is None
+    ]
+    return any(len(node.users) == 1 for node in foldable_constants(graph) if node in computed) if computed else False
 
 
 def _weight(graph: Graph, node: Node) -> bool:
@@ -105,4 +121,4 @@ is_mostly_linear = Fact(
 )
 has_float_layers = Fact("has layers with float weights", lambda graph, context: bool(float_layers(graph)))
 has_quantizers = Fact("has quantizers", lambda graph, context: any(map(is_quantizer, graph.module.graph.nodes)))
-has_foldable_batch_norm = Fact("has a batch norm to fold", lambda graph, context: bool(foldable_batch_norms(graph)))
+has_foldable_batch_norm = Fact("has a batch norm to fold", lambda graph, context: _can_fold_batch_norms(graph))

@@ -1,5 +1,7 @@
 """Changing a graph: reading and writing the tensors that it holds, inserting and removing nodes."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -41,6 +43,14 @@ def add_tensor(module: GraphModule, name: str, value: Tensor, *, trainable: bool
     first = next(iter(module.graph.nodes))
     with module.graph.inserting_before(first):
         return module.graph.get_attr(fresh)
+
+
+def call(module: GraphModule, target: OpOverload[..., Any], *arguments: Any, **keywords: Any) -> Node:
+    """A node that calls the operator, placed where the graph inserts, which carries the form of its value."""
+    node = module.graph.call_function(target, arguments, keywords)
+    forms = [each.meta["val"] if isinstance(each, Node) else each for each in arguments]
+    node.meta["val"] = target(*forms, **keywords)
+    return node
 
 
 def users_of_tensor(module: GraphModule, name: str) -> list[Node]:

@@ -1,7 +1,8 @@
-"""Three small graphs to try plugs on: random but seeded, with norms and statistics that hide no error.
+"""Four small graphs to try plugs on: random but seeded, with norms and statistics that hide no error.
 
 They differ in what breaks careless code: a residual convolutional net with batch norms, a perceptron with a batch norm
-behind a linear layer, and an attention block with integer tokens, two inputs and two named outputs.
+behind a linear layer, an attention block with integer tokens, two inputs and two named outputs, and a network that
+writes out by hand, computes at every call and computes twice what fusions find.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Example:
 
 
 def examples() -> tuple[Example, ...]:
-    """The three graphs with a dynamic batch, in evaluation mode; each call returns copies of its own."""
+    """The four graphs with a dynamic batch, in evaluation mode; each call returns copies of its own."""
     return tuple(Example(name=each.name, graph=each.graph.copy(), draw=each.draw) for each in _captured())
 
 
@@ -112,6 +113,29 @@ class Attention(nn.Module):
         return {"logits": self.head(x[:, 0]), "hidden": x}
 
 
+class Handwritten(nn.Module):
+    """Attention, GELU and positions as a user may write them: out by hand, at every call, and one layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(LENGTH, WIDTH))
+        self.query, self.key, self.value = nn.Linear(12, WIDTH), nn.Linear(12, WIDTH), nn.Linear(12, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, row: Tensor) -> Tensor:
+        steps = torch.arange(1, LENGTH + 1, dtype=torch.float32)[:, None]
+        position = torch.sin(self.position * steps)
+        query = self.query(row)[:, None] + position
+        key = self.key(row)[:, None] * position
+        scores = query @ key.transpose(1, 2) / WIDTH**0.5
+        value = self.value(row)[:, None] + position
+        attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])
+        mixed = scores.softmax(-1) @ attended[:, 0]
+        hidden = 0.5 * mixed * (1 + torch.tanh(0.7978845608 * (mixed + 0.044715 * mixed**3)))
+        logits: Tensor = self.head(hidden).mean(1) + torch.tanh(self.head(hidden).mean(1))
+        return logits
+
+
 def randomized(model: nn.Module, seed: int) -> nn.Module:
     """The model with all its weights, and every norm's statistics, drawn anew: ones and zeros would hide errors."""
     generator = torch.Generator().manual_seed(seed)
@@ -135,6 +159,7 @@ def _captured() -> tuple[Example, ...]:
         _example("residual", ResidualNet(), ("image",), _images),
         _example("perceptron", Perceptron(), ("row",), _rows),
         _example("attention", Attention(), ("tokens", "bias"), _sentences),
+        _example("handwritten", Handwritten(), ("row",), _rows),
     )
 
 

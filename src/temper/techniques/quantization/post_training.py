@@ -19,6 +19,7 @@ from temper.core.knobs import knob
 from temper.core.runtime import IntegerScheme
 from temper.core.schema import Array
 from temper.core.technique import Technique
+from temper.graph.constants import has_foldable_constants
 from temper.graph.facts import (
     CONVOLUTIONS,
     LINEAR,
@@ -43,7 +44,14 @@ SENSITIVITY_EXAMPLES = 16
 class PostTrainingQuantization(Technique):
     """Quantize weights and activations to 8 bits, with ranges from calibration inputs."""
 
-    needs = (has_calibration, has_integer_runtime, has_float_layers, ~has_quantizers, ~has_foldable_batch_norm)
+    needs = (
+        has_calibration,
+        has_integer_runtime,
+        has_float_layers,
+        ~has_quantizers,
+        ~has_foldable_constants,
+        ~has_foldable_batch_norm,
+    )
     leaves = (has_quantizers,)
     reference = "Jacob et al. 2018, arXiv 1712.05877; Wu et al. 2020, arXiv 2004.09602"
 

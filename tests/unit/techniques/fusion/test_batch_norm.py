@@ -10,6 +10,7 @@ from temper.core.graph import Graph
 from temper.core.technique import applied
 from temper.graph.mode import set_training
 from temper.techniques.fusion.batch_norm import BatchNormFusion
+from temper.techniques.fusion.constants import ConstantFolding
 from tests import models
 from tests.models import graph_of, images, randomized, rows
 
@@ -61,11 +62,15 @@ def test_closed_form() -> None:
     assert bias.requires_grad
 
 
-def test_weight_standardization_is_left_alone() -> None:
+def test_a_standardized_weight_is_stored_first() -> None:
     """The norm over the weight has no running statistics, and the one behind reads a weight that is computed."""
-    graph = graph_of(randomized(models.WeightStandardized()), images())
-    with pytest.raises(TrialError, match="needs a graph and context where this holds: has a batch norm to fold"):
+    model = randomized(models.WeightStandardized()).eval()
+    graph = graph_of(model, images())
+    with pytest.raises(TrialError, match="needs a graph and context where this holds: not computes constants"):
         fused(graph)
+    result = fused(applied(ConstantFolding(), graph, CONTEXT))
+    assert norms(result) == 0
+    torch.testing.assert_close(result(images())[0], model(images()), rtol=1e-4, atol=1e-5)
 
 
 class SharedConvolution(nn.Module):

@@ -213,13 +213,15 @@ def test_only_weighted_layers_are_ranked() -> None:
 
 
 class ComputedWeight(nn.Module):
+    """The weight depends on the input: one that does not is stored before."""
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(torch.tanh(self.first(x)), self.conv.weight - self.conv.weight.mean(), self.conv.bias)
+        return F.conv2d(torch.tanh(self.first(x)), self.conv.weight - x.mean(), self.conv.bias)
 
 
 def test_layer_of_computed_weight_stays_in_float() -> None:

@@ -20,6 +20,7 @@ from temper.runtimes.onnxruntime import OnnxRuntime
 from temper.runtimes.openvino import OpenVino
 from temper.runtimes.torch_eager import TorchEager
 from temper.techniques.fusion.batch_norm import BatchNormFusion
+from temper.techniques.fusion.constants import ConstantFolding
 from temper.techniques.quantization.post_training import PostTrainingQuantization, most_sensitive
 from tests.models import Residual, Transformer, graph_of, images, randomized, tokens
 
@@ -47,7 +48,8 @@ def residual() -> Case:
 
 @pytest.fixture(scope="module")
 def transformer() -> Case:
-    return Case(graph_of(randomized(Transformer()).eval(), tokens()), tokens(64).numpy())
+    graph, calibration = graph_of(randomized(Transformer()).eval(), tokens()), tokens(64).numpy()
+    return Case(applied(ConstantFolding(), graph, context(OnnxRuntime(), calibration)), calibration)
 
 
 def quantizers_before(graph: Graph, targets: tuple[object, ...]) -> list[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ from temper.graph.surgery import set_tensor, tensor_of
 from temper.hardware.detect import this_host
 from temper.runtimes.openvino import OpenVino
 from temper.techniques.fusion.batch_norm import BatchNormFusion
+from temper.techniques.fusion.constants import ConstantFolding
 from temper.techniques.quantization._moments import Lockstep, patches
 from temper.techniques.quantization.post_training import PostTrainingQuantization
 from temper.techniques.quantization.rounding import Rounding
@@ -48,7 +49,7 @@ def convolutions() -> tuple[Graph, Graph]:
 
 @pytest.fixture(scope="module")
 def linears() -> tuple[Graph, Graph]:
-    graph = graph_of(randomized(Transformer()).eval(), tokens())
+    graph = applied(ConstantFolding(), graph_of(randomized(Transformer()).eval(), tokens()), context(tokens(64)))
     return graph, narrowed(applied(PostTrainingQuantization(), graph, context(tokens(64))))
 
 
