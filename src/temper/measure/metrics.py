@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from temper.core.errors import MetricError
+from temper.core.lengths import IGNORED
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs
 
 Scores = NDArray[np.float64]
-
-IGNORED = -100
-"""A target of dense predictions that is not counted, as in `torch.nn.functional.cross_entropy`."""
 
 
 def resolve(metric: object) -> Metric:

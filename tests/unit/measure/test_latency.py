@@ -17,11 +17,11 @@ class Contestant:
         self.name, self.takes, self.order, self.share = name, takes, order, share
         self.blocks = 0
 
-    def call(self, command: str, *, time_s: float, calls: int) -> dict:
+    def call(self, command: str, *, time_s: float, calls: int, settle: int = 0) -> dict:
         assert command == "block"
         self.order.append(self.name)
         self.blocks += 1
-        return {"seconds": [self.takes(self.blocks)] * calls, "processor_share": self.share}
+        return {"seconds": [self.takes(self.blocks)] * calls, "cycle": 1, "processor_share": self.share}
 
 
 def timings(*takes: Callable[[int], float], rounds: int = 20, share: float = 1.0) -> tuple[list[Timing], list[str]]:

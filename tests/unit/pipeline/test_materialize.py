@@ -272,10 +272,10 @@ class TestTargets:
 
 class TestCalls:
     def test_call_of(self) -> None:
-        (tensor,), keyword = call_of(Examples(inputs=(inputs(3),)), 5)
+        (tensor,), keyword = call_of(Examples(inputs=(inputs(3),)), np.arange(5) % 3)
         assert not keyword
         np.testing.assert_array_equal(tensor.numpy(), inputs(3)[[0, 1, 2, 0, 1]])
-        positional, keyword = call_of(Examples(inputs=(inputs(3), labels(3)), names=("x", "y")), 2)
+        positional, keyword = call_of(Examples(inputs=(inputs(3), labels(3)), names=("x", "y")), np.arange(2))
         assert not positional
         assert {name: tuple(tensor.shape) for name, tensor in keyword.items()} == {"x": (2, 3), "y": (2,)}
 
