@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from temper.cli._options import Batch, Json, Threads, Trust
+from temper.cli._options import Batch, Json, Length, Threads, Trust
 from temper.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def command(
     contestants: Annotated[list[str], typer.Argument(help="Tasks (file.py:name) and folders of artifacts or runs.")],
     threads: Threads = 1,
     batch: Batch = 1,
+    length: Length = None,
     rounds: Rounds = 40,
     rate: Rate = None,
     concurrency: Concurrency = 1,
@@ -56,7 +57,7 @@ def command(
             found = load(contestants, service, rate=rate, duration_s=duration, trust=trust, tell=tell)
         _show_load(found, as_json)
     else:
-        conditions = Conditions(batch=batch, threads=threads)
+        conditions = Conditions(batch=batch, threads=threads, length=length)
         with progress() as tell:
             result = bench(contestants, conditions, rounds=rounds, trust=trust, tell=tell)
         _show_bench(result, conditions, as_json)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from temper.core.errors import UsageError
+from temper.core.schema import Schema
 
 Objective = Literal["latency", "size", "memory"]
 LIMITS = {
@@ -31,6 +32,11 @@ class Conditions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")
+
+    def of(self, schema: Schema) -> str:
+        """In words, for a model of this schema: where lengths are timed as they come, that is said."""
+        as_they_come = schema.dynamic_length and self.length is None
+        return f"{self}, lengths as they come" if as_they_come else str(self)
 
     def to_json(self) -> dict[str, Any]:
         return {"batch": self.batch, "threads": self.threads, "length": self.length}

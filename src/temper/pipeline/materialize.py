@@ -56,12 +56,22 @@ def materialize(data: Data | Source, *, seed: int, needs_targets: bool) -> Parts
         held["calibration"], held["selection"] = _carved(held["selection"], "selection", seed, notes)
     for name in ("selection", "proof"):
         _check_classes(held[name], name, needs_targets)
+    if held["proof"].lengths is not None:
+        notes.append(_lengths(held))
     return Parts(
         calibration=held["calibration"],
         selection=held["selection"],
         proof=held["proof"],
         training=training,
         notes=tuple(notes),
+    )
+
+
+def _lengths(held: Held) -> str:
+    lengths = np.concatenate([examples.lengths for examples in held.values() if examples.lengths is not None])
+    return (
+        f"The examples differ in length: {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}. Each is "
+        "run at its own."
     )
 
 

@@ -19,7 +19,7 @@ from temper.measure.quality import Quality, compare
 from temper.pipeline.materialize import call_of, check_targets
 from temper.pipeline.workshop import PREDICTION_BATCH
 
-CLASSIFICATION = ("accuracy", "cross_entropy")
+CLASSIFICATION = ("accuracy", "cross_entropy", "perplexity")
 """The metrics whose targets are class numbers."""
 
 
