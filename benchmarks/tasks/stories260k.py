@@ -1,13 +1,14 @@
 """A language model of 260,000 parameters, trained on TinyStories, scored by its perplexity on stories it never saw.
 
 `TEMPER_DATA` names the folder that holds `stories260k/`: the weights and the tokenizer as llama2.c publishes them, and
-an excerpt of the validation stories. Examples are windows of a story, of the length that they come in: 64 tokens that
-are scored, behind all tokens of the story before them.
+an excerpt of the validation stories. Examples are windows of a story, of the length that they come in: 32 tokens
+that are scored, behind all tokens of the story before them.
 """
 
 import os
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from temper import Data, Task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("TEMPER_DATA", REPOSITORY.parent / "shared" / "data")) / "stories260k"
-BEGIN, IGNORED = 1, -100
-SCORED = 64
+BEGIN, IGNORED, LONGEST = 1, -100, 512
+SCORED = 32
 """Tokens that one example is scored on."""
 CALIBRATION, SELECTION = 0.15, 0.25
 """Shares of the stories; the rest is the proof."""
@@ -132,7 +133,7 @@ def encoded(text: str) -> list[int]:
         piece = letter.encode()
         found += [numbers[piece]] if piece in numbers else [byte + 3 for byte in piece]
     while True:
-        pairs = [numbers.get(pieces[a] + pieces[b], -1) for a, b in zip(found, found[1:])]
+        pairs = [numbers.get(pieces[a] + pieces[b], -1) for a, b in pairwise(found)]
         best = max(range(len(pairs)), key=lambda i: scores[pairs[i]] if pairs[i] >= 0 else -np.inf, default=-1)
         if best < 0 or pairs[best] < 0:
             return found
@@ -140,15 +141,41 @@ def encoded(text: str) -> list[int]:
 
 
 def stories() -> list[Tokens]:
+    """The stories of the excerpt, each cut to its first 512 tokens: what the model was trained on and can take."""
     text = (DATA / "TinyStories-valid.excerpt.txt").read_text(encoding="utf-8")
-    return [np.array([BEGIN, *encoded(story)], np.int64) for story in text.strip().split("\n")]
+    return [np.array([BEGIN, *encoded(story)][:LONGEST], np.int64) for story in text.strip().split("\n")]
 
 
-def windows(story: Tokens, longest: int = 512) -> Iterator[tuple[Tokens, Tokens]]:
-    """Inputs, and what comes next: the 64 tokens that are scored, -100 before them."""
+def distinct(given: list[Tokens]) -> list[Tokens]:
+    """The stories but for those that the excerpt repeats, up to the case of the first letter."""
+    return [each for i, each in enumerate(given) if not any(np.array_equal(each[-99:], x[-99:]) for x in given[:i])]
+
+
+def windows(story: Tokens) -> Iterator[tuple[Tokens, Tokens]]:
+    """Inputs, and what comes next: the tokens that are scored, -100 before them."""
     for start in range(0, len(story) - 1, SCORED):
         stop = min(start + SCORED, len(story) - 1)
-        first = max(0, stop - longest)
-        targets = np.full(stop - first, IGNORED)
-        targets[start - first :] = story[start + 1 : stop + 1]
-        yield story[first:stop], targets
+        yield story[:stop], np.concatenate((np.full(start, IGNORED), story[start + 1 : stop + 1]))
+
+
+def task() -> Task:
+    """Stories, not windows, are dealt out to the parts, so that no part knows how another one's stories begin."""
+    order = np.random.default_rng(0).permutation(len(told := distinct(stories())))
+    places = np.split(order, np.round(np.cumsum((CALIBRATION, SELECTION)) * len(order)).astype(int))
+    parts = ([window for place in each for window in windows(told[place])] for each in places)
+    calibration, selection, proof = (Windows(part) for part in parts)
+    data = Data(calibration=calibration, selection=selection, proof=proof)
+    return Task(trained, data, metric="perplexity", name="stories260K, TinyStories")
+
+
+class Windows:
+    """A dataset: one window an item, as long as it is."""
+
+    def __init__(self, items: list[tuple[Tokens, Tokens]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tokens, Tokens]:
+        return self.items[index]

@@ -98,18 +98,18 @@ def alternated(
 
 def _warm_up(worker: Worker, block_s: float, deadline: Deadline) -> int:
     """Run blocks until two in a row agree; how many calls make a block of at least `block_s` seconds."""
-    first = _typical(worker.call("block", time_s=deadline.left(), calls=2))
+    first = typical(worker.call("block", time_s=deadline.left(), calls=2))
     calls = int(np.clip(block_s / first, 1, 2000))
     before = np.inf
     for _ in range(WARM_UP_BLOCKS):
-        now = _typical(worker.call("block", time_s=deadline.left(), calls=calls))
+        now = typical(worker.call("block", time_s=deadline.left(), calls=calls))
         if abs(now - before) < STEADY * before:
             break
         before = now
     return int(np.clip(np.ceil(block_s / now), 1, 2000))
 
 
-def _typical(block: Mapping[str, Any]) -> float:
+def typical(block: Mapping[str, Any]) -> float:
     """Seconds a call: the median; where batches of different lengths take turns, the mean of each one's median."""
     seconds = np.asarray(block["seconds"]).reshape(-1, block["cycle"])
     return float(np.median(seconds, axis=0).mean())
@@ -135,7 +135,7 @@ def _rounds(
             continue
         kept += 1
         for index, block in blocks.items():
-            figures[index].append(_typical(block))
+            figures[index].append(typical(block))
             singles[index].extend(block["seconds"])
     return [
         Timing(blocks=np.asarray(each), calls=np.asarray(single), disturbed=disturbed)
