@@ -62,7 +62,7 @@ def bench(
                 if _is_artifact(folder):
                     artifact = Artifact.open(folder)
                     artifact.check_trust(trust)
-                    _check_length(name, artifact.schema, conditions)
+                    check_length(name, artifact.schema, conditions.length)
                     found[f"{name}: {Recipe.from_json(artifact.recipe)}"] = artifact.folder
                 elif ":" in name:
                     found |= _built(RunFolder(place.root / f"task-{len(found)}"), name, conditions, tell)
@@ -84,9 +84,9 @@ def _is_artifact(folder: Path) -> bool:
     return any((each / MANIFEST).is_file() for each in (folder, folder / "artifact"))
 
 
-def _check_length(name: str, schema: Schema, conditions: Conditions) -> None:
+def check_length(name: str, schema: Schema, length: int | None) -> None:
     """Raise UsageError for inputs that cannot be made up, because their length is dynamic and not said."""
-    if schema.dynamic_length and conditions.length is None:
+    if schema.dynamic_length and length is None:
         raise UsageError(
             f"{name} takes inputs of any length ({'; '.join(map(str, schema.inputs))}), and they are made up here: say "
             "how long they are to be, such as --length 128"
@@ -97,7 +97,7 @@ def _built(place: RunFolder, reference: str, conditions: Conditions, tell: Calla
     """The task's unchanged model on every runtime that can run it; each task has a folder and processes of its own."""
     goal = Goal(conditions=conditions)
     prepared = prepare(load_task(reference), goal, 0, place, tell)
-    _check_length(reference, prepared.graph.schema, conditions)
+    check_length(reference, prepared.graph.schema, conditions.length)
     built = {}
     with Workshop(place, goal, prepared.target, seed=0) as workshop:
         for number, name in enumerate(prepared.target.runtimes):

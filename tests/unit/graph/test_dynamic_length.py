@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from temper.core.context import Context
+from temper.core.data import Examples
 from temper.core.errors import CaptureError, UsageError
 from temper.core.goal import Conditions
 from temper.core.graph import Graph
 from temper.core.technique import applied
-from temper.core.data import Examples
 from temper.graph.capture import capture
 from temper.graph.cost import cost
 from temper.graph.storage import load, save

@@ -39,7 +39,7 @@ def test_a_document_without_a_counted_token_changes_nothing() -> None:
 
 def test_what_it_cannot_score() -> None:
     logits, targets = documents(4)
-    with pytest.raises(MetricError, match="needs logits .*Shift the tokens by one"):
+    with pytest.raises(MetricError, match=r"needs logits .*Shift the tokens by one"):
         PERPLEXITY.score(logits[:, :, 0], targets)
     with pytest.raises(MetricError, match="vocabulary of 9, and found the target 9"):
         PERPLEXITY.score(logits, np.where(targets == 3, 9, targets))

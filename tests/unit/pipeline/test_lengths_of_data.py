@@ -124,7 +124,10 @@ def test_a_part_of_one_length_joins_others_that_differ() -> None:
     ("source", "said"),
     [
         ({"ids": IDS, "mask": [*MASKS[:-1], np.ones(LENGTHS[-1] + 1, int)]}, "number 29: .*'ids' has .*'mask' has"),
-        (iter([np.zeros((1, 3, 4)), np.zeros((1, 5, 6))]), r"number 1 has shape \(batch, 5, 6\).*differ in 2 axes.*resize"),
+        (
+            iter([np.zeros((1, 3, 4)), np.zeros((1, 5, 6))]),
+            r"1 has shape \(batch, 5, 6\).*differ in 2 axes.*resize",
+        ),
         ({"ids": [*IDS[:-1], np.ones(0, np.int64)], "mask": [*MASKS[:-1], np.ones(0, np.int64)]}, "29: has length 0"),
         ((IDS, [np.zeros((n, n)) for n in LENGTHS]), "targets: number .* differ in 2 axes"),
         (([*IDS[:-1], np.ones((2, 2), np.int64)], LABELS), "number 29 holds"),

@@ -215,7 +215,10 @@ class TestRefusals:
             ((with_nan(), labels(20)), "proof, input 'input_0': 2 of 20 examples hold NaN .* example 3"),
             ((inputs(3), np.array([0, np.nan, 1])), "proof, targets: 1 of 3"),
             ((np.full((5, 3), 1e200), labels(5)), "5 of 5 examples hold NaN or infinity as float32"),
-            ([(inputs(4), labels(4)), (inputs(4).astype(int), labels(4))], "number 1 holds .*int64.*number 0 .*float32"),
+            (
+                [(inputs(4), labels(4)), (inputs(4).astype(int), labels(4))],
+                "1 holds .*int64.*number 0 .*float32",
+            ),
             (Items([(X[0], 0), (X[1:3], 1)]), "number 1 holds"),
             (Items([(X[0], 0), OSError("lost")]), "proof, item 1: cannot be read: OSError: lost"),
             ((inputs(4), inputs(4, 1), labels(4)), "tuple of 3 values is ambiguous"),
