@@ -49,9 +49,7 @@ def command(
         raise UsageError(f"--p99 takes one artifact at a time, and was given {len(contestants)}")
     if p99 is not None:
         with progress() as tell:
-            found = best_services(
-                contestants[0], p99_s=p99, duration_s=duration, length=length, trust=trust, tell=tell
-            )
+            found = best_services(contestants[0], p99_s=p99, duration_s=duration, length=length, trust=trust, tell=tell)
         _show_load(found, as_json, p99)
     elif rate is not None:
         service = Service(instances=concurrency, threads=threads, batch=batch, length=length)
