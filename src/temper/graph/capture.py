@@ -143,8 +143,8 @@ def _export(model: nn.Module, call: Call, dynamic: Sequence[tuple[int, ...]]) ->
     assert isinstance(module, GraphModule)
     for node, axes in zip(module.graph.find_nodes(op="placeholder"), dynamic):
         for axis in axes:
-            if not isinstance(node.meta["val"].shape[axis], torch.SymInt):
-                size = call_inputs(call)[0].shape[0] if axis == 0 else node.meta["val"].shape[axis]
+            size = node.meta["val"].shape[axis]
+            if not _is_symbolic(size):
                 raise CaptureError(
                     f"the batch is specialized to {size}"
                     if axis == 0
@@ -258,6 +258,11 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return f"output_{name}" if name.replace("_", "").isdigit() else name or "output"
 
 
+def _is_symbolic(size: object) -> bool:
+    """Whether a size is open: a symbol that turned out to have one value is not."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
 def _schema(
     module: GraphModule,
     call: Call,
@@ -283,7 +288,7 @@ def _specs(
     """What tensors are: sizes that are symbolic in `values` are dynamic, and one of `lengths` is called so."""
 
     def size(known: int, symbol: object) -> int | str | None:
-        if not isinstance(symbol, torch.SymInt):
+        if not _is_symbolic(symbol):
             return known
         return LENGTH if str(symbol) in lengths else None
 
