@@ -13,7 +13,8 @@ def show_outcome(folder: Path, artifact: Artifact, proof: Proof) -> None:
     """The table, the verdicts, the report's path and the lines that load the artifact."""
     screen = console()
     screen.print()
-    screen.print(f"[bold]{escape(proof.task)}[/bold], {proof.examples} unseen examples, {proof.goal.conditions}")
+    conditions = proof.goal.conditions.of(artifact.schema)
+    screen.print(f"[bold]{escape(proof.task)}[/bold], {proof.examples} unseen examples, {conditions}")
     screen.print()
     screen.print(rows_table(proof.rows, proof.metric))
     screen.print()

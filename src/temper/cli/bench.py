@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from temper.cli._options import Batch, Json, Threads, Trust
+from temper.cli._options import Batch, Json, Length, Threads, Trust
 from temper.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def command(
     contestants: Annotated[list[str], typer.Argument(help="Tasks (file.py:name) and folders of artifacts or runs.")],
     threads: Threads = 1,
     batch: Batch = 1,
+    length: Length = None,
     rounds: Rounds = 40,
     rate: Rate = None,
     concurrency: Concurrency = 1,
@@ -48,15 +49,15 @@ def command(
         raise UsageError(f"--p99 takes one artifact at a time, and was given {len(contestants)}")
     if p99 is not None:
         with progress() as tell:
-            found = best_services(contestants[0], p99_s=p99, duration_s=duration, trust=trust, tell=tell)
+            found = best_services(contestants[0], p99_s=p99, duration_s=duration, length=length, trust=trust, tell=tell)
         _show_load(found, as_json, p99)
     elif rate is not None:
-        service = Service(instances=concurrency, threads=threads, batch=batch)
+        service = Service(instances=concurrency, threads=threads, batch=batch, length=length)
         with progress() as tell:
             found = load(contestants, service, rate=rate, duration_s=duration, trust=trust, tell=tell)
         _show_load(found, as_json)
     else:
-        conditions = Conditions(batch=batch, threads=threads)
+        conditions = Conditions(batch=batch, threads=threads, length=length)
         with progress() as tell:
             result = bench(contestants, conditions, rounds=rounds, trust=trust, tell=tell)
         _show_bench(result, conditions, as_json)

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 import typer
 
-from temper.cli._options import Batch, Json, Threads
+from temper.cli._options import Batch, Json, Length, Threads
 
 
 def command(
@@ -18,6 +18,7 @@ def command(
     trials: Annotated[int | None, typer.Option(min=1, help="So many trials instead: the reproducible mode.")] = None,
     threads: Threads = 1,
     batch: Batch = 1,
+    length: Length = None,
     seed: Annotated[int, typer.Option(help="Of everything random: splits, calibration, resampling.")] = 0,
     runtimes: Annotated[str, typer.Option(help="Those that may be used, with commas between; default: all.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
@@ -31,9 +32,8 @@ def command(
     from temper.core.goal import Conditions, Goal, Objective
     from temper.pipeline.optimize import optimize
 
-    goal = Goal(
-        minimize=cast(Objective, minimize), max_drop=max_drop, conditions=Conditions(batch=batch, threads=threads)
-    )
+    conditions = Conditions(batch=batch, threads=threads, length=length)
+    goal = Goal(minimize=cast(Objective, minimize), max_drop=max_drop, conditions=conditions)
     with progress() as tell:
         result = optimize(
             task,

@@ -129,8 +129,8 @@ class Model:
         return self.schema.mismatch(arrays) is None
 
     @staticmethod
-    def _quick_check(schema: Schema) -> tuple[np.dtype[Any], tuple[int | None, ...]] | None:
-        if len(schema.inputs) == 1 and schema.dynamic_batch:
+    def _quick_check(schema: Schema) -> tuple[np.dtype[Any], tuple[int | str | None, ...]] | None:
+        if len(schema.inputs) == 1 and schema.dynamic_batch and not schema.dynamic_length:
             return np.dtype(schema.inputs[0].dtype), schema.inputs[0].shape[1:]
         return None
 
@@ -173,7 +173,7 @@ def write(
         "format": FORMAT,
         "schema": schema.to_json(),
         "runtime": runtime.to_json(),
-        "conditions": {"batch": conditions.batch, "threads": conditions.threads},
+        "conditions": conditions.to_json(),
         "recipe": dict(recipe),
         "environment": dict(environment),
         "files": _digests(folder),
@@ -191,13 +191,15 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def example_inputs(schema: Schema, batch: int) -> tuple[Array, ...]:
-    """Inputs that fit the schema, made up: normal numbers, and zeros for integers."""
+def example_inputs(schema: Schema, batch: int, length: int | None = None) -> tuple[Array, ...]:
+    """Inputs that fit the schema, made up: normal numbers, and zeros for integers.
+
+    Where the length is dynamic and none is given, they are 16 long.
+    """
     generator = np.random.default_rng(0)
     arrays = []
     for spec in schema.inputs:
-        shape = tuple(batch if size is None else size for size in spec.shape)
-        dtype = np.dtype(spec.dtype)
+        shape, dtype = spec.sized(batch, length), np.dtype(spec.dtype)
         arrays.append(generator.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype))
     return tuple(arrays)
 
@@ -277,18 +279,18 @@ def _script(schema: Schema, runtime: Runtime, conditions: Conditions) -> str:
         *sorted(("import numpy", package)),
         "",
         "HERE = Path(__file__).resolve().parent",
-        *_made_up(schema, conditions.batch),
+        *_made_up(schema, conditions),
         *body,
         "print([(output.shape, output.dtype) for output in outputs])",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _made_up(schema: Schema, batch: int) -> list[str]:
+def _made_up(schema: Schema, conditions: Conditions) -> list[str]:
     """The lines that make `inputs`: a table, because an input may be called as anything else in the script is."""
     entries = []
     for spec in schema.inputs:
-        sizes = tuple(batch if size is None else size for size in spec.shape)
+        sizes = spec.sized(conditions.batch, conditions.length)
         entries.append(f'{json.dumps(spec.name, ensure_ascii=False)}: numpy.zeros({sizes}, "{spec.dtype}")')
     if len(entries) == 1:
         return [f"inputs = {{{entries[0]}}}"]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Context:
     """The runtime that the graph is meant for, the target, a seed, and the calibration inputs if there are any.
 
-    `calibration` holds one array an input, each (examples, ...), in the order of the graph's inputs.
+    `calibration` holds one array an input, each (examples, ...), in the order of the graph's inputs; and behind them,
+    where examples differ in length, those lengths (examples,). `core.lengths.batches` cuts and groups them.
     """
 
     runtime: "Runtime"

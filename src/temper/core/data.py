@@ -1,10 +1,11 @@
 """Data: what the author of a task gives, and the disjoint parts that it becomes."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 from temper.core.errors import DataError
-from temper.core.schema import Array, TensorSpec
+from temper.core.lengths import cut
+from temper.core.schema import LENGTH, Array, TensorSpec
 
 Source = Any
 """Where examples come from; `Data` lists what is accepted."""
@@ -23,8 +24,13 @@ class Data:
     - arrays (NumPy, torch), each (examples, ...): the inputs alone, or the pair `(inputs, targets)`, where inputs are
       one array, a tuple of arrays or a dict of arrays; a dict keeps its targets under `labels`, `label`, `targets` or
       `target`;
+    - the same with lists in place of arrays, whose elements differ in length;
     - a sized dataset (`__len__` and `__getitem__`) whose items are such values for one example;
     - a `DataLoader`, or any other iterable, of such values for one batch; it is read once, in order.
+
+    Examples may differ in the size of one axis, such as the number of tokens, which all inputs that carry it share.
+    The model is run on each example at its own length. Where targets differ in the size of an axis, they are padded
+    with -100, which metrics do not count.
 
     Raises: DataError if `everything` stands beside a named part, or nothing is given to judge on.
     """
@@ -57,11 +63,17 @@ class Examples:
 
     `names` are the keys of inputs that were given as a dict and are passed to the model by keyword, else None.
     Floating-point inputs are float32; targets keep their dtype.
+
+    Where examples differ in length, `lengths` holds that of each, (examples,), and `axes` says for each input which
+    of its axes is that long, or None. Inputs are then padded to the longest with zeros, which no model ever sees, and
+    targets with -100, which no metric counts.
     """
 
     inputs: tuple[Array, ...]
     names: tuple[str, ...] | None = None
     targets: Array | None = None
+    lengths: Array | None = None
+    axes: tuple[int | None, ...] = ()
 
     @property
     def style(self) -> Style:
@@ -75,17 +87,42 @@ class Examples:
         """Name, dtype and shape beyond the batch of each input; equal layouts can be fed to the same model."""
         names = self.names or tuple(f"input_{number}" for number in range(len(self.inputs)))
         return tuple(
-            TensorSpec(name=name, shape=(None, *array.shape[1:]), dtype=array.dtype.name)
-            for name, array in zip(names, self.inputs, strict=True)
+            TensorSpec(name=name, shape=(None, *_sizes(array, axis)[1:]), dtype=array.dtype.name)
+            for name, array, axis in zip(names, self.inputs, self.length_axes, strict=True)
         )
+
+    @property
+    def length_axes(self) -> tuple[int | None, ...]:
+        """For each input, which of its axes is as long as the example; None where all have one size."""
+        return self.axes or (None,) * len(self.inputs)
+
+    @property
+    def stored(self) -> tuple[Array, ...]:
+        """What other processes and techniques get: the inputs, and behind them the lengths where those differ."""
+        return self.inputs if self.lengths is None else (*self.inputs, self.lengths)
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
     def take(self, indices: Indices) -> "Examples":
         """The examples at these positions, (count,) integers, in this order, as copies."""
-        targets = None if self.targets is None else self.targets[indices]
-        return Examples(inputs=tuple(array[indices] for array in self.inputs), names=self.names, targets=targets)
+        return replace(
+            self,
+            inputs=tuple(array[indices] for array in self.inputs),
+            targets=None if self.targets is None else self.targets[indices],
+            lengths=None if self.lengths is None else self.lengths[indices],
+        )
+
+    def inputs_at(self, indices: Indices) -> tuple[Array, ...]:
+        """The inputs of the examples at these positions, which have one length, cut to it."""
+        if self.lengths is None:
+            return tuple(array[indices] for array in self.inputs)
+        length = int(self.lengths[indices[0]])
+        return tuple(cut(array, axis, length)[indices] for array, axis in zip(self.inputs, self.length_axes))
+
+
+def _sizes(array: Array, axis: int | None) -> tuple[int | str, ...]:
+    return tuple(LENGTH if index == axis else size for index, size in enumerate(array.shape))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,25 +5,45 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from temper.core.errors import UsageError
+from temper.core.schema import Schema
 
 Objective = Literal["latency", "size", "memory"]
-LIMITS = {"latency_s": "p50 of one call", "size_bytes": "files of the artifact", "memory_bytes": "peak of a process"}
+LIMITS = {
+    "latency_s": "typical time of a call",
+    "size_bytes": "files of the artifact",
+    "memory_bytes": "peak of a process",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Equal for everyone who is measured, never knobs: examples a call and threads."""
+    """Equal for everyone who is measured, never knobs: examples a call, their length, and threads.
+
+    `length` matters to models of dynamic length only: inputs of exactly this length are timed (natural examples, cut
+    or repeated), or, where it is None, examples as long as they come. Quality is always judged on natural examples.
+    """
 
     batch: int = 1
     threads: int = 1
+    length: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "threads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("batch", "threads", "length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} must be at least 1")
+
+    def of(self, schema: Schema) -> str:
+        """In words, for a model of this schema: where lengths are timed as they come, that is said."""
+        as_they_come = schema.dynamic_length and self.length is None
+        return f"{self}, lengths as they come" if as_they_come else str(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"batch": self.batch, "threads": self.threads, "length": self.length}
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        length = "" if self.length is None else f", length {self.length}"
+        return f"batch {self.batch}{length}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +72,7 @@ class Goal:
             raise UsageError(f"no limit is called {', '.join(sorted(unknown))}; there are: {', '.join(LIMITS)}")
 
     def to_json(self) -> dict[str, Any]:
-        conditions = {"batch": self.conditions.batch, "threads": self.conditions.threads}
-        limits = dict(self.limits)
+        limits, conditions = dict(self.limits), self.conditions.to_json()
         return {"minimize": self.minimize, "max_drop": self.max_drop, "limits": limits, "conditions": conditions}
 
     @classmethod

@@ -19,6 +19,10 @@ class Metric:
     `score(outputs, reference)` returns one number an example, (n,), where `per_example` is true, a single number for
     the whole set where it is false, and either where it is None: nobody has called it yet. `outputs` nest as the
     original model's do. `unit` is that of the score, `1` for ratios.
+
+    Where `pooled` is true, `score` returns (n, 2), for each example a sum of losses in nats and how many there were
+    (tokens, bytes). The score of a set is exp(all losses / their number), a perplexity, of which lower is better; its
+    drop is relative: 0.01 is 1 % of the original's.
     """
 
     name: str
@@ -27,6 +31,7 @@ class Metric:
     higher_is_better: bool = True
     against: Literal["targets", "original"] = "targets"
     unit: str = "1"
+    pooled: bool = False
 
     @property
     def needs_targets(self) -> bool:

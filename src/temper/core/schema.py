@@ -11,14 +11,34 @@ Array = NDArray[Any]
 Outputs = Array | tuple[Array, ...] | dict[str, Array]
 NESTINGS = ("tensor", "tuple", "dict")
 
+LENGTH = "length"
+"""What the one axis is called, besides the batch, whose size may differ from example to example."""
+
+EXAMPLE_LENGTH = 16
+"""The length of made-up inputs where nobody said another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One input or output: `shape` holds None for the dynamic batch, `dtype` is NumPy's name such as `float32`."""
+    """One input or output: a name, a shape and NumPy's name of a dtype, such as `float32`.
+
+    `shape` holds a number for a fixed size, None for the dynamic batch (in outputs, also for what depends on dynamic
+    sizes in another way), and a name, such as "length", for any other dynamic size: equal names are equal sizes.
+    """
 
     name: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | str | None, ...]
     dtype: str
+
+    @property
+    def length_axis(self) -> int | None:
+        """Which axis is as long as the example, or None if all examples have one size."""
+        return self.shape.index(LENGTH) if LENGTH in self.shape else None
+
+    def sized(self, batch: int, length: int | None = None) -> tuple[int, ...]:
+        """The shape at that batch and length (`EXAMPLE_LENGTH` unless said otherwise)."""
+        named = EXAMPLE_LENGTH if length is None else length
+        return tuple(batch if size is None else named if isinstance(size, str) else size for size in self.shape)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
@@ -29,8 +49,8 @@ class TensorSpec:
         name, shape, dtype = fields["name"], fields["shape"], fields["dtype"]
         if not isinstance(name, str) or not isinstance(shape, list) or not isinstance(dtype, str):
             raise TypeError(f"a tensor is {{name, shape, dtype}}, and this one is not: {fields!r}")
-        if not all(size is None or type(size) is int for size in shape):
-            raise TypeError(f"the shape of {name!r} is {shape!r}, which are not all numbers or null")
+        if not all(size is None or type(size) is int or (size and isinstance(size, str)) for size in shape):
+            raise TypeError(f"the shape of {name!r} is {shape!r}, which are not all numbers, names or null")
         if np.dtype(dtype).name != dtype:
             raise ValueError(f"the dtype of {name!r} is {dtype!r}, which NumPy calls {np.dtype(dtype).name}")
         return cls(name=name, shape=tuple(shape), dtype=dtype)
@@ -52,9 +72,15 @@ class Schema:
         return all(spec.shape and spec.shape[0] is None for spec in self.inputs)
 
     @property
+    def dynamic_length(self) -> bool:
+        """Whether examples may differ in the size of the axis called `length`."""
+        return any(spec.length_axis is not None for spec in self.inputs)
+
+    @property
     def batch(self) -> int | None:
         """The fixed batch, or None where it is dynamic."""
-        return None if self.dynamic_batch else self.inputs[0].shape[0]
+        size = self.inputs[0].shape[0] if self.inputs[0].shape else None
+        return size if isinstance(size, int) and not self.dynamic_batch else None
 
     def nested(self, outputs: Sequence[Array]) -> Outputs:
         """The flat outputs as the original model would return them: an array, a tuple or a dict of arrays."""
@@ -65,7 +91,7 @@ class Schema:
         return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
 
     def mismatch(self, arrays: Sequence[Array]) -> str | None:
-        """What is wrong with these inputs, or None: count, dtype, rank, a size, or batches that differ."""
+        """What is wrong with these inputs, or None: count, dtype, rank, a size, batches or lengths that differ."""
         if len(arrays) != len(self.inputs):
             wanted = "; ".join(map(str, self.inputs))
             return f"{len(arrays)} inputs were given, and the model takes {len(self.inputs)} ({wanted})"
@@ -78,6 +104,14 @@ class Schema:
                 return f"input {spec.name!r} has shape {array.shape}, and the model takes {spec}"
         if self.dynamic_batch and len({array.shape[0] for array in arrays}) > 1:
             return f"the inputs disagree on the batch: {', '.join(str(array.shape) for array in arrays)}"
+        named: dict[str, set[int]] = {}
+        for spec, array in zip(self.inputs, arrays):
+            for size, name in zip(array.shape, spec.shape):
+                if isinstance(name, str):
+                    named.setdefault(name, set()).add(size)
+        for name, sizes in named.items():
+            if len(sizes) > 1:
+                return f"the inputs disagree on the {name}: {', '.join(str(array.shape) for array in arrays)}"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -96,5 +130,6 @@ class Schema:
         return cls(inputs=inputs, outputs=outputs, nesting=fields["nesting"])
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(want is None or size == want for size, want in zip(shape, wanted))
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:
+    fixed = ((size, want) for size, want in zip(shape, wanted) if isinstance(want, int))
+    return len(shape) == len(wanted) and all(size == want for size, want in fixed)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from temper.core.errors import CaptureError
 from temper.core.graph import Graph
-from temper.core.schema import Schema, TensorSpec
+from temper.core.schema import LENGTH, Schema, TensorSpec
 from temper.graph.mode import set_training
 
 TOLERANCE = 1e-3
@@ -33,12 +33,20 @@ NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 
-def capture(model: nn.Module, call: Call, *, names: Sequence[str]) -> Graph:
+def capture(
+    model: nn.Module,
+    call: Call,
+    *,
+    names: Sequence[str],
+    axes: Sequence[int | None] = (),
+    others: Sequence[Call] = (),
+) -> Graph:
     """Capture the module as a graph in evaluation mode.
 
     `call` holds the positional and keyword example inputs, each (batch, ...) with a batch of at least 2; `names`
-    names them in that order. Training mode with a dynamic batch is tried first; a module that only works in
-    evaluation mode or at a fixed batch is captured so.
+    names them in that order. `axes` says which axis of each input is dynamic and called `length`; it is at least 2 in
+    `call`, and `others` are calls at other lengths that the graph must follow. Training mode with a dynamic batch is
+    tried first; a module that only works in evaluation mode or at a fixed batch is captured so.
 
     Raises: CaptureError naming the line of the user's code that is the reason, and the remedy.
     """
@@ -50,24 +58,25 @@ def capture(model: nn.Module, call: Call, *, names: Sequence[str]) -> Graph:
     for training in (True, False):
         for dynamic in (True, False):
             try:
-                module = _export(model.train(training), call, dynamic=dynamic)
+                module = _export(model.train(training), call, _dynamic(call, axes, batch=dynamic))
             except Exception as error:  # noqa: BLE001 -- torch.export raises whatever the user's forward raises
                 failure = failure or error
                 continue
-            schema = Schema(
-                inputs=_specs(names, call_inputs(call), _symbolic(module.graph.find_nodes(op="placeholder"))),
-                outputs=_specs(output_names, expected, _symbolic(module.graph.output_node().args[0])),
-                nesting=nesting,
-            )
+            schema = _schema(module, call, names, axes, output_names, nesting, expected)
             graph = Graph(module=module, schema=schema, example=call_inputs(call))
             set_training(graph, False)
-            if _agrees(graph, expected) and (not dynamic or _agrees_at_other_batches(graph, model, call)):
+            if (
+                _agrees(graph, expected)
+                and (not dynamic or _agrees_at_other_batches(graph, model, call))
+                and all(_agrees_at(graph, model, other) for other in others)
+            ):
                 return graph
             disagrees = True
     if disagrees or failure is None:
         raise CaptureError(
             f"{type(model).__name__}: the captured graph does not compute what the module computes. The usual cause is "
             "randomness or state that is changed in forward; make forward a pure function of its inputs in eval mode"
+            + (". Or it treats inputs of another length otherwise than those of this one" if others else "")
         )
     raise CaptureError(_explain(model, failure)) from failure
 
@@ -113,19 +122,35 @@ def _plain(outputs: Any) -> Any:
     return outputs
 
 
-def _export(model: nn.Module, call: Call, *, dynamic: bool) -> GraphModule:
+def _dynamic(call: Call, axes: Sequence[int | None], *, batch: bool) -> list[tuple[int, ...]]:
+    """The dynamic axes of each input."""
+    lengths = [() if axis is None else (axis,) for axis in axes] or [()] * len(call_inputs(call))
+    return [(0, *each) if batch else each for each in lengths]
+
+
+def _export(model: nn.Module, call: Call, dynamic: Sequence[tuple[int, ...]]) -> GraphModule:
+    """The module with these axes of its inputs symbolic. Raises: CaptureError if one of them is not."""
     positional, keyword = call
     shapes = None
-    if dynamic:
-        bound = inspect.signature(model.forward).bind(*positional, **keyword).arguments
-        shapes = pytree.tree_map(lambda _: {0: Dim.AUTO}, dict(bound))
+    if any(dynamic):
+        flat = [dict.fromkeys(axes, Dim.AUTO) for axes in dynamic]
+        named = dict(zip(keyword, flat[len(positional) :]))
+        shapes = dict(inspect.signature(model.forward).bind(*flat[: len(positional)], **named).arguments)
     with warnings.catch_warnings(), _silence():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, positional, keyword, dynamic_shapes=shapes, strict=False)
         module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
-    if dynamic and not _batch_is_symbolic(module):
-        raise CaptureError("the batch is specialized to the example's")
+    for node, axes in zip(module.graph.find_nodes(op="placeholder"), dynamic):
+        for axis in axes:
+            size = node.meta["val"].shape[axis]
+            if not _is_symbolic(size):
+                raise CaptureError(
+                    f"the batch is specialized to {size}"
+                    if axis == 0
+                    else f"the length of {node.name!r} is specialized to {size}: forward writes it into a shape, or "
+                    "branches on it. Take sizes from the inputs (x.shape[1]), or pad all examples to that length"
+                )
     return _flattened(module)
 
 
@@ -139,11 +164,6 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _batch_is_symbolic(module: GraphModule) -> bool:
-    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    return all(isinstance(value, Tensor) and isinstance(value.shape[0], torch.SymInt) for value in inputs)
 
 
 def _flattened(module: GraphModule) -> GraphModule:
@@ -238,21 +258,47 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return f"output_{name}" if name.replace("_", "").isdigit() else name or "output"
 
 
-def _symbolic(nodes: Any) -> list[tuple[bool, ...]]:
-    """Which dimensions of each node's value depend on the batch."""
-    return [tuple(isinstance(size, torch.SymInt) for size in node.meta["val"].shape) for node in nodes]
+def _is_symbolic(size: object) -> bool:
+    """Whether a size is open: a symbol that turned out to have one value is not."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def _schema(
+    module: GraphModule,
+    call: Call,
+    names: Sequence[str],
+    axes: Sequence[int | None],
+    output_names: Sequence[str],
+    nesting: str,
+    expected: Sequence[Tensor],
+) -> Schema:
+    inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+    results: Any = module.graph.output_node().args[0]
+    lengths = {str(value.shape[axis]) for value, axis in zip(inputs, axes) if axis is not None}
+    return Schema(
+        inputs=_specs(names, call_inputs(call), inputs, lengths),
+        outputs=_specs(output_names, expected, [node.meta["val"] for node in results], lengths),
+        nesting=nesting,
+    )
 
 
 def _specs(
-    names: Sequence[str], tensors: Sequence[Tensor], symbolic: Sequence[tuple[bool, ...]]
+    names: Sequence[str], tensors: Sequence[Tensor], values: Sequence[Tensor], lengths: set[str]
 ) -> tuple[TensorSpec, ...]:
+    """What tensors are: sizes that are symbolic in `values` are dynamic, and one of `lengths` is called so."""
+
+    def size(known: int, symbol: object) -> int | str | None:
+        if not _is_symbolic(symbol):
+            return known
+        return LENGTH if str(symbol) in lengths else None
+
     return tuple(
         TensorSpec(
             name=name,
-            shape=tuple(None if dynamic else size for size, dynamic in zip(tensor.shape, dimensions, strict=True)),
+            shape=tuple(map(size, tensor.shape, value.shape)),
             dtype=str(tensor.dtype).removeprefix("torch."),
         )
-        for name, tensor, dimensions in zip(names, tensors, symbolic, strict=True)
+        for name, tensor, value in zip(names, tensors, values, strict=True)
     )
 
 
@@ -269,19 +315,24 @@ def _agrees_at_other_batches(graph: Graph, model: nn.Module, call: Call) -> bool
     """
     more: Call = pytree.tree_map(lambda each: torch.cat((each, each[:1])), call)
     single: Call = pytree.tree_map(lambda each: each[:1], call)
-    for resized in (more, single):
-        try:
-            expected, _, _ = _reference(model, resized)
-        except CaptureError:
-            if resized is more:
-                return False
-            continue
-        try:
-            if not _agrees(graph, expected, call_inputs(resized)):
-                return False
-        except Exception:  # noqa: BLE001 -- a graph that fails at this batch raises whatever its operators raise
+    try:
+        if not _agrees_at(graph, model, more):
             return False
-    return True
+    except CaptureError:
+        return False
+    try:
+        return _agrees_at(graph, model, single)
+    except CaptureError:
+        return True
+
+
+def _agrees_at(graph: Graph, model: nn.Module, call: Call) -> bool:
+    """Whether the graph computes what the module computes on these inputs. Raises: CaptureError if that fails."""
+    expected, _, _ = _reference(model, call)
+    try:
+        return _agrees(graph, expected, call_inputs(call))
+    except Exception:  # noqa: BLE001 -- a graph that fails at this size raises whatever its operators raise
+        return False
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from temper.core.errors import UsageError
 from temper.core.graph import Graph
+from temper.core.schema import TensorSpec
 
 VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 """What a run without data raises where a shape depends on values."""
@@ -81,12 +82,14 @@ class GraphCost:
         return sum(node.bytes for node in self.nodes)
 
 
-def cost(graph: Graph, batch: int) -> GraphCost:
+def cost(graph: Graph, batch: int, length: int | None = None) -> GraphCost:
     """The cost of one run at that batch, in the graph's present mode; branches of `torch.cond` are not looked into.
+
+    `length` is that of the inputs where it is dynamic; without it, the example's own.
 
     Raises: UsageError if the graph has another, fixed batch.
     """
-    calls, stored = _run(graph, batch)
+    calls, stored = _run(graph, batch, length)
     weights = set(map(_storage, stored))
     return GraphCost(
         nodes=tuple(_node_cost(call, weights) for call in calls if call.node.op == "call_function"),
@@ -95,12 +98,12 @@ def cost(graph: Graph, batch: int) -> GraphCost:
     )
 
 
-def shapes(graph: Graph, batch: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of each node whose value is one tensor, by node name.
+def shapes(graph: Graph, batch: int, length: int | None = None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each node whose value is one tensor, by node name, at a batch and length as for `cost`.
 
     Raises: UsageError if the graph has another, fixed batch.
     """
-    calls, _ = _run(graph, batch)
+    calls, _ = _run(graph, batch, length)
     return {call.name: (tuple(call.value.shape), call.value.dtype) for call in calls if isinstance(call.value, Tensor)}
 
 
@@ -169,18 +172,14 @@ class _Recorder(Interpreter):
         return value
 
 
-def _run(graph: Graph, batch: int) -> tuple[list[_Call], list[Tensor]]:
+def _run(graph: Graph, batch: int, length: int | None) -> tuple[list[_Call], list[Tensor]]:
     fixed = graph.schema.batch
     if batch < 1 or fixed not in (None, batch):
         raise UsageError(
             f"the graph cannot run at batch {batch}: "
             + ("a batch is at least 1" if batch < 1 else f"it was captured at the fixed batch {fixed}")
         )
-    rows = torch.arange(batch)
-    inputs = [
-        each[rows % len(each)] if spec.shape and spec.shape[0] is None else each
-        for spec, each in zip(graph.schema.inputs, graph.example)
-    ]
+    inputs = [_resized(each, spec, batch, length) for spec, each in zip(graph.schema.inputs, graph.example)]
     with torch.no_grad():
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -191,6 +190,16 @@ def _run(graph: Graph, batch: int) -> tuple[list[_Call], list[Tensor]]:
             recorder = _Recorder(graph.copy().module)
             recorder.run(*inputs)
     return recorder.calls, list(recorder.stored.values())
+
+
+def _resized(example: Tensor, spec: TensorSpec, batch: int, length: int | None) -> Tensor:
+    """The example's rows, repeated or cut to that batch and length where those are dynamic."""
+    if spec.shape and spec.shape[0] is None:
+        example = example[torch.arange(batch) % len(example)]
+    axis = spec.length_axis
+    if axis is not None and length is not None:
+        example = example.index_select(axis, torch.arange(length) % example.shape[axis])
+    return example
 
 
 def _node_cost(call: _Call, weights: set[int]) -> NodeCost:

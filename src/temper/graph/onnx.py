@@ -44,8 +44,7 @@ def export_onnx(graph: Graph, file: Path) -> None:
 
 def _convert(graph: Graph, file: Path) -> None:
     module = packed(integer_layers(graph)).module.eval()
-    dynamic = graph.schema.dynamic_batch
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in graph.example) if dynamic else None
+    shapes = tuple(_dynamic(spec) for spec in graph.schema.inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -56,7 +55,7 @@ def _convert(graph: Graph, file: Path) -> None:
                 dynamo=True,
                 input_names=_unused("input", graph.schema.inputs),
                 output_names=_unused("output", graph.schema.outputs),
-                dynamic_shapes=shapes,
+                dynamic_shapes=shapes if any(shapes) else None,
                 opset_version=OPSET,
                 custom_translation_table={
                     QUANTIZE: _quantize,
@@ -77,6 +76,11 @@ def _convert(graph: Graph, file: Path) -> None:
     model = program.model_proto
     onnx.checker.check_model(model)
     onnx.save_model(model, file)
+
+
+def _dynamic(spec: TensorSpec) -> dict[int, Any]:
+    """The axes of an input whose size is not fixed."""
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if not isinstance(size, int)}
 
 
 def _unused(kind: str, specs: Sequence[TensorSpec]) -> list[str]:

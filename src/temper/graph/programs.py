@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
+from temper.core.errors import TrialError
 from temper.core.graph import Graph
+from temper.core.schema import TensorSpec
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 from temper.graph.surgery import add_tensor, clean, tensor_of
 
@@ -17,18 +19,30 @@ def exported(graph: Graph, lower: torch.dtype | None = None, largest_batch: int 
     """The graph as a program with quantizers in the operators of `quantized_decomposed`, and the batch as it was.
 
     With `lower`, float products are computed in that type where autocast holds that for safe. Outputs keep theirs. A
-    batch that is dynamic has no limit but `largest_batch`.
+    batch that is dynamic has no limit but `largest_batch`, and a dynamic length has none.
+
+    Raises: TrialError for a dynamic length beside a largest batch, which is for runtimes that plan memory ahead.
     """
+    if largest_batch and graph.schema.dynamic_length:
+        raise TrialError(
+            f"this runtime plans its memory ahead, and the length of the inputs has no limit: "
+            f"{'; '.join(map(str, graph.schema.inputs))}. Pad all examples to one length to have it tried"
+        )
     module = packed(graph).module.eval()
     for node in list(module.graph.nodes):
         if node.target in (QUANTIZE, DEQUANTIZE):
             _decompose(module, node)
     clean(module)
     dimension: Any = Dim("batch", max=largest_batch) if largest_batch else Dim.DYNAMIC
-    batch = {0: dimension} if graph.schema.dynamic_batch else {}
-    shapes = (tuple(batch for _ in graph.example),)
+    shapes = (tuple(_dynamic(spec, dimension) for spec in graph.schema.inputs),)
     with torch.no_grad():
         return torch.export.export(_Autocast(module, lower), graph.example, dynamic_shapes=shapes, strict=False)
+
+
+def _dynamic(spec: TensorSpec, batch: Any) -> dict[int, Any]:
+    """The axes of an input whose size is not fixed."""
+    open_axes = (axis for axis, size in enumerate(spec.shape) if not isinstance(size, int))
+    return {axis: Dim.DYNAMIC if axis else batch for axis in open_axes}
 
 
 class _Autocast(nn.Module):

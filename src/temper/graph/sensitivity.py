@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from temper.core import lengths
 from temper.core.explanation import Layer, Quantized
 from temper.core.graph import Graph
 from temper.core.schema import Array
@@ -40,10 +41,12 @@ def sensitivities(graph: Graph, inputs: Inputs) -> dict[str, float]:
 
 def few(graph: Graph, calibration: tuple[Array, ...], time_s: float) -> list[tuple[Tensor, ...]]:
     """The first calibration inputs, in batches: so many that every layer's sensitivity is measured within the time."""
-    size = graph.schema.batch or BATCH
-    batches = [tuple(torch.from_numpy(each[at : at + size]) for each in calibration) for at in range(0, MOST, size)]
-    whole = [batch for batch in batches if batch and len(batch[0]) == size] or batches[:1]
-    if not whole or not whole[0]:
+    if not calibration:
+        return []
+    size, first = graph.schema.batch or BATCH, [each[:MOST] for each in calibration]
+    batches = [tuple(map(torch.from_numpy, inputs)) for _, inputs in lengths.batches(graph.schema, first, size)]
+    whole = [batch for batch in batches if len(batch[0]) == size or graph.schema.dynamic_length] or batches[:1]
+    if not whole:
         return []
     began = time.monotonic()
     with torch.no_grad():

@@ -1,9 +1,10 @@
 """Latency: contestants in resident processes on the same cores, timed in alternating blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +25,17 @@ UNDISTURBED = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One contestant: the median seconds a call of each block (rounds,), and every single call (calls,)."""
+    """One contestant: the typical seconds a call of each block (rounds,), and every single call (calls,).
+
+    A block's figure is the median of its calls; where lengths differ, the mean over the lengths of each one's median.
+    """
 
     blocks: NDArray[np.float64]
     calls: NDArray[np.float64]
     disturbed: int
 
     def latency(self) -> Measurement:
-        """Seconds a call: p50 is the median over the blocks' medians, with a bootstrap interval over the blocks.
+        """Seconds a call: p50 is the median over the blocks' figures, with a bootstrap interval over the blocks.
 
         Calls within a block resemble each other, so blocks are resampled. p90 and p99 are those of single calls.
         """
@@ -94,21 +98,27 @@ def alternated(
 
 def _warm_up(worker: Worker, block_s: float, deadline: Deadline) -> int:
     """Run blocks until two in a row agree; how many calls make a block of at least `block_s` seconds."""
-    first = float(np.median(worker.call("block", time_s=deadline.left(), calls=2)["seconds"]))
+    first = typical(worker.call("block", time_s=deadline.left(), calls=2))
     calls = int(np.clip(block_s / first, 1, 2000))
     before = np.inf
     for _ in range(WARM_UP_BLOCKS):
-        now = float(np.median(worker.call("block", time_s=deadline.left(), calls=calls)["seconds"]))
+        now = typical(worker.call("block", time_s=deadline.left(), calls=calls))
         if abs(now - before) < STEADY * before:
             break
         before = now
     return int(np.clip(np.ceil(block_s / now), 1, 2000))
 
 
+def typical(block: Mapping[str, Any]) -> float:
+    """Seconds a call: the median; where batches of different lengths take turns, the mean of each one's median."""
+    seconds = np.asarray(block["seconds"]).reshape(-1, block["cycle"])
+    return float(np.median(seconds, axis=0).mean())
+
+
 def _rounds(
     workers: Sequence[Worker], calls: Sequence[int], *, rounds: int, one_thread: bool, deadline: Deadline
 ) -> list[Timing]:
-    medians: list[list[float]] = [[] for _ in workers]
+    figures: list[list[float]] = [[] for _ in workers]
     singles: list[list[float]] = [[] for _ in workers]
     disturbed = 0
     kept = 0
@@ -118,16 +128,16 @@ def _rounds(
         for index in order:
             # The first calls after a pause find cold caches; they are made and thrown away.
             settle = 0 if calls[index] == 1 else max(1, calls[index] // 8)
-            block = workers[index].call("block", time_s=deadline.left(), calls=calls[index] + settle)
-            blocks[index] = (block["seconds"][settle:], block["processor_share"])
-        if one_thread and disturbed < rounds and any(share < UNDISTURBED for _, share in blocks.values()):
+            blocks[index] = workers[index].call("block", time_s=deadline.left(), calls=calls[index], settle=settle)
+        shares = [block["processor_share"] for block in blocks.values()]
+        if one_thread and disturbed < rounds and min(shares) < UNDISTURBED:
             disturbed += 1
             continue
         kept += 1
-        for index, (seconds, _) in blocks.items():
-            medians[index].append(float(np.median(seconds)))
-            singles[index].extend(seconds)
+        for index, block in blocks.items():
+            figures[index].append(typical(block))
+            singles[index].extend(block["seconds"])
     return [
         Timing(blocks=np.asarray(each), calls=np.asarray(single), disturbed=disturbed)
-        for each, single in zip(medians, singles)
+        for each, single in zip(figures, singles)
     ]

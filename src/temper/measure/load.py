@@ -25,11 +25,15 @@ GRACE = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """How an artifact is served: instances side by side, threads of each, and most requests in one call."""
+    """How an artifact is served: instances side by side, threads of each, and most requests in one call.
+
+    `length` is that of every request, where the model's is dynamic.
+    """
 
     instances: int = 1
     threads: int = 1
     batch: int = 1
+    length: int | None = None
 
     @property
     def cores(self) -> int:
@@ -107,5 +111,6 @@ def served(
             instances=service.instances,
             threads=service.threads,
             batch=service.batch,
+            length=service.length,
         )
         yield Served(worker, service, Path(scratch))

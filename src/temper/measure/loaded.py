@@ -49,7 +49,9 @@ def loaded(
     )
     try:
         worker.call("load", time_s=deadline.left(), folder=str(artifact), threads=conditions.threads)
-        worker.call("prepare", time_s=deadline.left(), inputs=[str(file) for file in inputs], batch=conditions.batch)
+        files = [str(file) for file in inputs]
+        timed = {"batch": conditions.batch, "length": conditions.length}
+        worker.call("prepare", time_s=deadline.left(), inputs=files, **timed)
     except BaseException:
         worker.close()
         raise

@@ -11,21 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from temper.core.errors import MetricError
+from temper.core.lengths import IGNORED
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs
 
 Scores = NDArray[np.float64]
 
-IGNORED = -100
-"""A target of dense predictions that is not counted, as in `torch.nn.functional.cross_entropy`."""
-
 
 def resolve(metric: object) -> Metric:
     """The metric that a task names, brings or defines.
 
-    Accepts "accuracy", "cross_entropy" or "cosine"; a torchmetrics metric, which is copied and called with the first
-    output (or that called `logits`) as torch tensors; a function `(outputs, targets)` on NumPy arrays that returns
-    scores of shape (n,), or one number for the set, where higher is better unless it has an attribute
+    Accepts "accuracy", "cross_entropy", "cosine" or "perplexity"; a torchmetrics metric, which is copied and called
+    with the first output (or that called `logits`) as torch tensors; a function `(outputs, targets)` on NumPy arrays
+    that returns scores of shape (n,), or one number for the set, where higher is better unless it has an attribute
     `higher_is_better` that is false; or a `Metric`.
 
     Raises: MetricError for anything else, and for a torchmetrics metric that does not say which way is better.
@@ -55,7 +53,7 @@ def settled(metric: Metric, outputs: Outputs, targets: Array | None, original: O
 
     Raises: MetricError as `scores` does.
     """
-    if metric.per_example is not None:
+    if metric.per_example is not None or metric.pooled:
         return metric
     result = _result(metric, outputs, targets, original)
     if result.shape not in ((), (1,), (examples_in(outputs),)):
@@ -74,6 +72,21 @@ def scores(metric: Metric, outputs: Outputs, targets: Array | None, original: Ou
     return metric.orient(result)
 
 
+def pooled(metric: Metric, outputs: Outputs, targets: Array | None, original: Outputs | None) -> Scores:
+    """Losses in nats and how many there were, (n, 2) float64.
+
+    Raises: MetricError if the metric fails or returns anything else, or if nothing is counted at all.
+    """
+    result = _result(metric, outputs, targets, original)
+    count = examples_in(outputs)
+    if result.shape != (count, 2) or not (result[:, 1] >= 0).all() or not result[:, 1].any():
+        raise MetricError(
+            f"metric {metric.name!r} is pooled, so it must return losses and how many there were, shape ({count}, 2), "
+            f"and not nothing; it returned an array of shape {result.shape}"
+        )
+    return result
+
+
 def value(
     metric: Metric, outputs: Outputs, targets: Array | None, original: Outputs | None, indices: NDArray[Any]
 ) -> float:
@@ -86,6 +99,9 @@ def value(
     original = None if original is None else taken(original, indices)
     if metric.per_example:
         return float(scores(metric, subset, targets, original).mean())
+    if metric.pooled:
+        losses, counts = pooled(metric, subset, targets, original).sum(axis=0)
+        return metric.orient(float(np.exp(losses / counts)))
     result = _result(metric, subset, targets, original)
     if result.size != 1:
         raise _wrong_shape(metric, result, len(indices))
@@ -223,6 +239,33 @@ def _cross_entropy(outputs: Outputs, targets: Array) -> Scores:
     return _mean(np.log(np.exp(shifted).sum(axis=1)) - chosen, counted)
 
 
+def _perplexity(outputs: Outputs, targets: Array) -> Scores:
+    """Summed negative log-likelihood in nats, and counted tokens, of each example: (n, 2).
+
+    One example after the other, because all logits at once would not fit into memory twice.
+    """
+    logits = primary(outputs)
+    if logits.ndim != 3 or logits.shape[:2] != targets.shape or targets.dtype.kind not in "iu":
+        raise MetricError(
+            "metric 'perplexity' needs logits (n, length, vocabulary) and the numbers of the tokens that come next "
+            f"(n, length), and was given outputs {_described(logits)} and targets {_described(targets)}. Shift the "
+            "tokens by one in the data, and end with -100: the last one has no next"
+        )
+    wrong = (targets != IGNORED) & ((targets < 0) | (targets >= logits.shape[2]))
+    if wrong.any():
+        raise MetricError(
+            f"metric 'perplexity' has a vocabulary of {logits.shape[2]}, and found the target {targets[wrong][0]}"
+        )
+    sums = np.zeros((len(targets), 2))
+    for row, (scores, tokens) in enumerate(zip(logits, targets)):
+        counted = tokens != IGNORED
+        found = scores[counted].astype(np.float64)
+        found -= found.max(axis=1, keepdims=True, initial=-np.inf)
+        chosen = np.take_along_axis(found, tokens[counted][:, None].astype(np.int64), axis=1)[:, 0]
+        sums[row] = (np.log(np.exp(found).sum(axis=1)) - chosen).sum(), counted.sum()
+    return sums
+
+
 def _mean(values: NDArray[Any], counted: NDArray[np.bool_]) -> Scores:
     with np.errstate(invalid="ignore"):  # an example without one counted target becomes NaN, which `scores` reports
         mean: Scores = np.where(counted, values, 0.0).sum(axis=1) / counted.sum(axis=1)
@@ -282,4 +325,5 @@ NAMED = {
     "accuracy": _named("accuracy", _accuracy),
     "cross_entropy": _named("cross_entropy", _cross_entropy, higher_is_better=False, unit="nat"),
     "cosine": _named("cosine", _cosine, against="original"),
+    "perplexity": Metric(name="perplexity", score=_perplexity, per_example=False, higher_is_better=False, pooled=True),
 }

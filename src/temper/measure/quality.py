@@ -8,7 +8,8 @@ from temper.core.errors import MetricError
 from temper.core.measurement import Measurement
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs
-from temper.measure.metrics import examples_in, scores, value
+from temper.measure.metrics import examples_in, pooled, scores, value
+from temper.measure.paired_pooled import paired_perplexity, perplexity, perplexity_interval
 from temper.measure.statistics import DropTest, mean_interval, paired_drop, set_metric_drop
 
 RESAMPLES = 500
@@ -39,7 +40,13 @@ def compare(
 def _compared(
     metric: Metric, original: Outputs, candidate: Outputs, targets: Array | None, max_drop: float, seed: int
 ) -> Quality:
-    if metric.per_example:
+    if metric.pooled:
+        before, after = (pooled(metric, each, targets, original) for each in (original, candidate))
+        test = paired_perplexity(before, after, max_drop=max_drop, seed=seed)
+        score, (lower, upper) = metric.orient(perplexity(after)), perplexity_interval(after)
+        lower, upper = metric.orient(upper), metric.orient(lower)
+        count = len(after)
+    elif metric.per_example:
         before = scores(metric, original, targets, original)
         after = scores(metric, candidate, targets, original)
         test = paired_drop(before, after, max_drop=max_drop, seed=seed)
@@ -81,6 +88,5 @@ def _drop(metric: Metric, test: DropTest) -> Measurement:
         "n_needed": test.n_needed,
         "verdict": test.verdict,
     }
-    return Measurement(
-        value=test.drop, lower=test.lower, upper=test.upper, unit=metric.name, samples=test.n, details=details
-    )
+    unit = "1" if metric.pooled else metric.name
+    return Measurement(value=test.drop, lower=test.lower, upper=test.upper, unit=unit, samples=test.n, details=details)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from temper.core.artifact import Artifact, Model, example_inputs
-from temper.core.schema import Array
+from temper.core.lengths import Positions, batches, gathered, inputs_at, separated, stretched
+from temper.core.schema import Array, Schema
 from temper.measure.child import serve
 
 DISTINCT_BATCHES = 8
@@ -24,6 +25,7 @@ class Session:
         self.model: Model
         self.artifact: Artifact
         self.batches: list[tuple[Array, ...]]
+        self.cycle = 1
 
     def load(self, folder: str, threads: int) -> None:
         self.artifact = Artifact.open(folder)
@@ -31,34 +33,57 @@ class Session:
         self.model = self.artifact.load(threads, trust=True)
 
     def predict(self, inputs: Sequence[str], outputs: str, batch: int, start: int, stop: int) -> list[str]:
-        """Run examples start..stop of the input files; one file an output, shaped (examples, ...)."""
-        arrays = [np.load(file, mmap_mode="r", allow_pickle=False) for file in inputs]
-        batch = self.artifact.schema.batch or batch
-        chunks: list[tuple[Array, ...]] = []
-        for first in range(start, stop, batch):
-            part = tuple(np.ascontiguousarray(array[first : min(first + batch, stop)]) for array in arrays)
+        """Run examples start..stop of the input files; one file an output, shaped (examples, ...).
+
+        Examples of different lengths are run in groups of one length; where that makes outputs differ in size, the
+        smaller ones are padded with zeros.
+        """
+        schema = self.artifact.schema
+        arrays = [array[start:stop] for array in _stored(inputs)]
+        batch = schema.batch or batch
+        positions, chunks = [], []
+        for rows, part in batches(schema, arrays, batch):
             chunks.append(self._run(part, batch))
+            positions.append(rows)
         files = []
-        for index, parts in enumerate(zip(*chunks)):
+        for index, whole in enumerate(gathered(positions, chunks)):
             file = f"{outputs}_{index}.npy"
-            np.save(file, np.concatenate(parts), allow_pickle=False)
+            np.save(file, whole, allow_pickle=False)
             files.append(file)
         return files
 
-    def prepare(self, inputs: Sequence[str], batch: int) -> None:
-        """Choose the batches to be timed with: the first examples of the files, or made-up ones without files."""
-        if not inputs:
-            self.batches = [example_inputs(self.artifact.schema, batch)]
-            return
-        arrays = [np.load(file, mmap_mode="r", allow_pickle=False) for file in inputs]
-        count = len(arrays[0])
-        starts = range(0, max(1, min(count - batch + 1, DISTINCT_BATCHES * batch)), batch)
-        rows = [np.arange(start, start + batch) % count for start in starts]
-        self.batches = [tuple(np.ascontiguousarray(array[each]) for array in arrays) for each in rows]
+    def prepare(self, inputs: Sequence[str], batch: int, length: int | None = None) -> list[int]:
+        """Choose the batches to be timed with; their lengths, where those differ.
 
-    def block(self, calls: int) -> dict[str, Any]:
-        """Time that many calls, one by one: seconds of each, and how much of the block the processor was ours."""
+        These are the first examples of the files, all at `length` if there is one; examples of different lengths stand
+        at the middles of equal shares of their order by length, each batch of one length. Without files, inputs are
+        made up.
+        """
+        schema = self.artifact.schema
+        if not inputs:
+            self.batches = [example_inputs(schema, batch, length)]
+            return []
+        arrays, lengths = separated(schema, _stored(inputs))
+        if lengths is None:
+            rows = _first(len(arrays[0]), batch)
+            self.batches = [inputs_at(schema, arrays, None, each) for each in rows]
+            return []
+        if length is not None:
+            self.batches = [_at_length(schema, arrays, lengths, each, length) for each in _first(len(lengths), batch)]
+            return []
+        rows = _spread(lengths, batch)
+        self.batches = [inputs_at(schema, arrays, lengths, each) for each in rows]
+        timed = [int(lengths[each[0]]) for each in rows]
+        self.cycle = len(rows) if len(set(timed)) > 1 else 1
+        return timed
+
+    def block(self, calls: int, settle: int = 0) -> dict[str, Any]:
+        """Time at least so many calls: seconds of each, and how much of the block the processor was ours.
+
+        The calls go through all lengths equally often, `cycle` calls each time. The first `settle` are thrown away.
+        """
         model, batches = self.model, self.batches
+        calls = settle + -(-calls // self.cycle) * self.cycle
         seconds = np.empty(calls)
         clock = time.perf_counter
         processor, began = time.process_time(), clock()
@@ -68,7 +93,8 @@ class Session:
             model(*batch)
             seconds[index] = clock() - before
         wall = clock() - began
-        return {"seconds": seconds.tolist(), "processor_share": (time.process_time() - processor) / max(wall, 1e-9)}
+        share = (time.process_time() - processor) / max(wall, 1e-9)
+        return {"seconds": seconds[settle:].tolist(), "cycle": self.cycle, "processor_share": share}
 
     def profile(self, threads: int, calls: int) -> list[dict[str, Any]]:
         """The kernels that the runtime executes, by its own clock, over so many calls with the prepared batches."""
@@ -94,6 +120,40 @@ class Session:
             outputs = tuple(outputs.values())
         flat = outputs if isinstance(outputs, tuple) else (outputs,)
         return tuple(output[:count] for output in flat)
+
+
+def _stored(files: Sequence[str]) -> list[Array]:
+    return [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+
+
+def _first(count: int, batch: int) -> list[Positions]:
+    """Batches of the first examples, as many as are distinct."""
+    starts = range(0, max(1, min(count - batch + 1, DISTINCT_BATCHES * batch)), batch)
+    return [np.arange(start, start + batch) % count for start in starts]
+
+
+def _spread(lengths: Array, batch: int) -> list[Positions]:
+    """Batches of one length each, spread evenly over the lengths as they come (examples,)."""
+    order = np.argsort(lengths, kind="stable")
+    count = min(DISTINCT_BATCHES, len(order))
+    middles = order[((np.arange(count) + 0.5) / count * len(order)).astype(np.int64)]
+    alike = (np.flatnonzero(lengths == lengths[middle]) for middle in middles)
+    # Each batch begins with its own example, so that two batches of one length differ.
+    return [
+        np.resize(np.roll(each, -int(np.searchsorted(each, middle))), batch) for middle, each in zip(middles, alike)
+    ]
+
+
+def _at_length(
+    schema: Schema, arrays: Sequence[Array], lengths: Array, rows: Positions, length: int
+) -> tuple[Array, ...]:
+    """One batch of examples, each cut or repeated to that length."""
+    singles = [inputs_at(schema, arrays, lengths, rows[index : index + 1]) for index in range(len(rows))]
+    axes = [spec.length_axis for spec in schema.inputs]
+    return tuple(
+        np.ascontiguousarray(np.concatenate([stretched(array, axis, length) for array in column]))
+        for column, axis in zip(zip(*singles), axes)
+    )
 
 
 def main() -> None:

@@ -27,14 +27,14 @@ class Server:
         self.models: list[Model] = []
         self.inputs: dict[int, tuple[Array, ...]] = {}
 
-    def load(self, folder: str, instances: int, threads: int, batch: int) -> None:
+    def load(self, folder: str, instances: int, threads: int, batch: int, length: int | None = None) -> None:
         """Load the instances, and run each with every number of examples that it may be given at once."""
         artifact = Artifact.open(folder)
         # Whoever starts this process has asked whether native code in the artifact is to be trusted.
         self.models = [artifact.load(threads, trust=True) for _ in range(instances)]
         fixed = artifact.schema.batch
         counts = [fixed] if fixed else range(1, batch + 1)
-        self.inputs = {count: example_inputs(artifact.schema, count) for count in counts}
+        self.inputs = {count: example_inputs(artifact.schema, count, length) for count in counts}
         for model in self.models:
             for inputs in self.inputs.values():
                 for _ in range(WARM_UP_CALLS):

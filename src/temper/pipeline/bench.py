@@ -12,6 +12,7 @@ from temper.core.goal import Conditions, Goal
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
+from temper.core.schema import Schema
 from temper.hardware.detect import this_host
 from temper.pipeline.prepare import prepare
 from temper.pipeline.run_folder import RunFolder
@@ -61,6 +62,7 @@ def bench(
                 if _is_artifact(folder):
                     artifact = Artifact.open(folder)
                     artifact.check_trust(trust)
+                    check_length(name, artifact.schema, conditions.length)
                     found[f"{name}: {Recipe.from_json(artifact.recipe)}"] = artifact.folder
                 elif ":" in name:
                     found |= _built(RunFolder(place.root / f"task-{len(found)}"), name, conditions, tell)
@@ -82,10 +84,20 @@ def _is_artifact(folder: Path) -> bool:
     return any((each / MANIFEST).is_file() for each in (folder, folder / "artifact"))
 
 
+def check_length(name: str, schema: Schema, length: int | None) -> None:
+    """Raise UsageError for inputs that cannot be made up, because their length is dynamic and not said."""
+    if schema.dynamic_length and length is None:
+        raise UsageError(
+            f"{name} takes inputs of any length ({'; '.join(map(str, schema.inputs))}), and they are made up here: say "
+            "how long they are to be, such as --length 128"
+        )
+
+
 def _built(place: RunFolder, reference: str, conditions: Conditions, tell: Callable[[str], None]) -> dict[str, Path]:
     """The task's unchanged model on every runtime that can run it; each task has a folder and processes of its own."""
     goal = Goal(conditions=conditions)
     prepared = prepare(load_task(reference), goal, 0, place, tell)
+    check_length(reference, prepared.graph.schema, conditions.length)
     built = {}
     with Workshop(place, goal, prepared.target, seed=0) as workshop:
         for number, name in enumerate(prepared.target.runtimes):

@@ -120,6 +120,7 @@ def command(
     words += ["--max-drop", f"{goal.max_drop:g}"]
     words += ["--budget", str(budget)] if trials is None else ["--trials", str(trials)]
     words += ["--threads", str(goal.conditions.threads), "--batch", str(goal.conditions.batch), "--seed", str(seed)]
+    words += [] if goal.conditions.length is None else ["--length", str(goal.conditions.length)]
     words += ["--runtimes", ",".join(runtimes)] if runtimes is not None else []
     words += ["--allow-unproven"] if allow_unproven else []
     limits = f"  # with limits={dict(goal.limits)}, from Python" if goal.limits else ""

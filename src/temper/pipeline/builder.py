@@ -35,7 +35,7 @@ def build(
     recipe: Mapping[str, Any],
     folder: str,
     target: Mapping[str, Any],
-    conditions: Mapping[str, int],
+    conditions: Mapping[str, Any],
     seed: int,
 ) -> dict[str, int]:
     """Write the artifact that the recipe makes of the stored graph; how many operators run in each precision.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from temper.core.data import Examples
 from temper.core.errors import DataError
+from temper.core.lengths import groups
 
 Marks = NDArray[np.uint64]
 Indices = NDArray[np.int64]
@@ -18,19 +19,21 @@ ACCEPTED = 0.01
 
 
 def marks(examples: Examples) -> Marks:
-    """One number an example, (n,): examples with equal inputs, whatever their targets, have equal marks.
+    """One number an example, (n,): examples with equal inputs, whatever targets and padding, have equal marks.
 
     64 bits: among a million examples the chance that any two are confused, which would cost one of them, is 3e-8.
     """
     order = sorted(range(len(examples.inputs)), key=lambda index: examples.names[index] if examples.names else index)
-    columns = [np.ascontiguousarray(examples.inputs[index]) for index in order]
-    start = blake2b(repr([(str(column.dtype), column.shape[1:]) for column in columns]).encode(), digest_size=8)
     found = np.empty(len(examples), dtype=np.uint64)
-    for row in range(len(examples)):
-        digest = start.copy()
-        for column in columns:
-            digest.update(column[row : row + 1].tobytes())
-        found[row] = int.from_bytes(digest.digest(), "little")
+    for group in groups(examples.lengths, len(examples), len(examples)):
+        inputs = examples.inputs_at(group)
+        columns = [np.ascontiguousarray(inputs[index]) for index in order]
+        start = blake2b(repr([(str(column.dtype), column.shape[1:]) for column in columns]).encode(), digest_size=8)
+        for row, position in enumerate(group):
+            digest = start.copy()
+            for column in columns:
+                digest.update(column[row : row + 1].tobytes())
+            found[position] = int.from_bytes(digest.digest(), "little")
     return found
 
 

@@ -28,7 +28,7 @@ def fingerprint(module: nn.Module, graph: Graph, parts: Parts, metric: Metric, g
         examples = getattr(parts, part)
         if examples is not None:
             targets = () if examples.targets is None else (("targets", examples.targets),)
-            prints[f"{part} data"] = _digest((*((str(i), each) for i, each in enumerate(examples.inputs)), *targets))
+            prints[f"{part} data"] = _digest((*((str(i), each) for i, each in enumerate(examples.stored)), *targets))
     return prints
 
 

@@ -14,6 +14,7 @@ from temper.core.errors import UsageError
 from temper.core.recipe import Recipe
 from temper.hardware import cores
 from temper.measure.load import Served, Service, Window, served
+from temper.pipeline.bench import check_length
 from temper.pipeline.workshop import MEMORY_SHARE
 
 WINDOWS = 3
@@ -79,7 +80,7 @@ def load(
     """
     if rate <= 0 or duration_s <= 0:
         raise UsageError(f"a rate of {rate:g} a second for {duration_s:g} s is no load: both must be positive")
-    opened = _opened(artifacts, trust)
+    opened = _opened(artifacts, service.length, trust)
     with cores.lease(service.cores) as leased, ExitStack() as stack:
         log = _log(stack)
         every = []
@@ -96,7 +97,14 @@ def load(
 
 
 def best_services(
-    artifact: str, *, p99_s: float, duration_s: float, seed: int = 0, trust: bool = False, tell: Tell
+    artifact: str,
+    *,
+    p99_s: float,
+    duration_s: float,
+    length: int | None = None,
+    seed: int = 0,
+    trust: bool = False,
+    tell: Tell,
 ) -> list[Loaded]:
     """For every way to serve the artifact on this machine's cores, the highest rate whose p99 keeps the limit.
 
@@ -107,12 +115,12 @@ def best_services(
     """
     if p99_s <= 0 or duration_s <= 0:
         raise UsageError(f"a p99 of {p99_s:g} s in windows of {duration_s:g} s cannot be: both must be positive")
-    (title, opened), *_ = _opened([artifact], trust).items()
+    (title, opened), *_ = _opened([artifact], length, trust).items()
     found: list[Loaded] = []
     for instances, threads in divisions(len(cores.available())):
         best = 0.0
         for batch in BATCHES if opened.schema.batch is None else (opened.schema.batch,):
-            service = Service(instances=instances, threads=threads, batch=batch)
+            service = Service(instances=instances, threads=threads, batch=batch, length=length)
             with cores.lease(service.cores) as leased, ExitStack() as stack:
                 each = stack.enter_context(_served(opened, service, leased, _log(stack)))
                 rate, windows = _highest(each, p99_s, duration_s, seed)
@@ -160,10 +168,11 @@ def _long_enough(rate: float, duration_s: float) -> float:
     return max(duration_s, FEWEST / rate)
 
 
-def _opened(artifacts: Sequence[str], trust: bool) -> dict[str, Artifact]:
+def _opened(artifacts: Sequence[str], length: int | None, trust: bool) -> dict[str, Artifact]:
     opened = [(name, Artifact.open(name)) for name in artifacts]
-    for _, artifact in opened:
+    for name, artifact in opened:
         artifact.check_trust(trust)
+        check_length(name, artifact.schema, length)
     return {f"{name}: {Recipe.from_json(artifact.recipe)}": artifact for name, artifact in opened}
 
 

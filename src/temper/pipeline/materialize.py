@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,9 +9,11 @@ from torch import Tensor, nn
 
 from temper.core.data import Data, Examples, Parts, Source
 from temper.core.errors import DataError
+from temper.core.lengths import IGNORED
 from temper.core.schema import Array, Outputs
-from temper.measure.metrics import IGNORED, class_axis, primary
+from temper.measure.metrics import class_axis, primary
 from temper.pipeline.disjoint import Indices, Marks, dropped, marks, quota, shared, split
+from temper.pipeline.joined import aligned
 from temper.pipeline.sources import is_arrays, is_sized, read, subset
 
 CALIBRATION = 0.2
@@ -48,19 +49,29 @@ def materialize(data: Data | Source, *, seed: int, needs_targets: bool) -> Parts
     for name in held:
         _check_values(held[name], name, needs_targets and name != "calibration")
         _check_classes(held[name], name, needs_targets and name != "calibration")
-    held = _disjoint(_aligned(held), notes)
+    held = _disjoint(aligned(held), notes)
     training = None if data.training is None else _trainable(data.training, held, seed, notes)
     held = _divided(held, data.training is not None, seed, notes)
     if "calibration" not in held:
         held["calibration"], held["selection"] = _carved(held["selection"], "selection", seed, notes)
     for name in ("selection", "proof"):
         _check_classes(held[name], name, needs_targets)
+    if held["proof"].lengths is not None:
+        notes.append(_lengths(held))
     return Parts(
         calibration=held["calibration"],
         selection=held["selection"],
         proof=held["proof"],
         training=training,
         notes=tuple(notes),
+    )
+
+
+def _lengths(held: Held) -> str:
+    lengths = np.concatenate([examples.lengths for examples in held.values() if examples.lengths is not None])
+    return (
+        f"The examples differ in length: {lengths.min()} to {lengths.max()}, median {np.median(lengths):g}. Each is "
+        "run at its own."
     )
 
 
@@ -89,13 +100,12 @@ def check_targets(targets: Array, outputs: Outputs, part: str) -> None:
         )
 
 
-def call_of(examples: Examples, size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """The positional and keyword tensors of one call with the first `size` examples, repeated if there are fewer."""
-    batch = examples.take(np.arange(size) % len(examples))
-    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in batch.inputs)
-    if batch.names is None:
+def call_of(examples: Examples, indices: Indices) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The positional and keyword tensors of one call with the examples at these positions, which have one length."""
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in examples.inputs_at(indices))
+    if examples.names is None:
         return tensors, {}
-    return (), dict(zip(batch.names, tensors, strict=True))
+    return (), dict(zip(examples.names, tensors, strict=True))
 
 
 def input_names(model: nn.Module, examples: Examples) -> tuple[str, ...]:
@@ -143,34 +153,13 @@ def _check_values(examples: Examples, part: str, needs_targets: bool) -> None:
 
 def _check_classes(examples: Examples, part: str, needs_targets: bool) -> None:
     targets = examples.targets
-    if needs_targets and targets is not None and targets.dtype.kind in "biu" and len(np.unique(targets)) == 1:
+    if targets is None or not needs_targets or targets.dtype.kind not in "biu":
+        return
+    if len(np.unique(targets[targets != IGNORED] if targets.ndim > 1 else targets)) == 1:
         raise DataError(
             f"{part}: all {len(examples)} examples have the target {targets.flat[0]}, so a constant answer would look "
             "perfect. Give examples of every class, in random order if the source is cut from a longer one"
         )
-
-
-def _aligned(held: Held) -> Held:
-    """The parts with their inputs in one order. Raises DataError if they differ in number, names, shape or dtype."""
-    first, reference = next(iter(held.items()))
-    aligned: Held = {}
-    for part, given in held.items():
-        examples = given
-        if reference.names and examples.names and set(examples.names) == set(reference.names):
-            inputs = dict(zip(examples.names, examples.inputs))
-            ordered = tuple(inputs[name] for name in reference.names)
-            examples = replace(examples, names=reference.names, inputs=ordered)
-        if (examples.names, examples.layout) != (reference.names, reference.layout):
-            raise DataError(
-                f"{part} and {first} differ in their inputs: {_layout(examples)} against {_layout(reference)}. All "
-                "parts feed the same model, so they must agree in number, names, shape and dtype"
-            )
-        aligned[part] = examples
-    return aligned
-
-
-def _layout(examples: Examples) -> str:
-    return f"{'; '.join(map(str, examples.layout))} (as a {examples.style})"
 
 
 def _disjoint(held: Held, notes: list[str]) -> Held:
@@ -250,7 +239,7 @@ def _trainable(source: Source, held: Held, seed: int, notes: list[str]) -> Sourc
         notes.append(f"Took {len(chosen)} of the {len(kept)} examples of training for calibration (seed {seed}).")
         held["calibration"], _ = read(subset(source, kept[chosen]), "training")
         _check_values(held["calibration"], "training", False)
-        held |= _aligned(held)
+        held |= aligned(held)
         kept = np.sort(kept[rest])
     return source if len(kept) == len(found) else subset(source, kept)
 

@@ -1,30 +1,27 @@
 """From a task to everything that the search needs: parts of the data, the graph, the target, all in the run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from temper.core.data import Examples, Parts
-from temper.core.errors import CaptureError, UsageError
+from temper.core.data import Parts
 from temper.core.goal import Goal
 from temper.core.graph import Graph
 from temper.core.metric import Metric
 from temper.core.schema import Array
 from temper.core.target import Target
 from temper.core.task import Task
-from temper.graph.capture import capture, own_copy
+from temper.graph.capture import own_copy
 from temper.graph.cost import cost
 from temper.graph.storage import save
 from temper.hardware.detect import this_host
 from temper.measure.metrics import resolve
+from temper.pipeline.captured import captured
 from temper.pipeline.fingerprint import fingerprint
-from temper.pipeline.materialize import call_of, input_names, materialize
+from temper.pipeline.materialize import input_names, materialize
 from temper.pipeline.run_folder import RunFolder
-
-EXAMPLE_BATCH = 2
-"""The least batch that `torch.export` does not take for a constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +40,12 @@ class Prepared:
 
     @property
     def calibration(self) -> tuple[Array, ...] | None:
-        return None if self.parts.calibration is None else self.parts.calibration.inputs
+        return None if self.parts.calibration is None else self.parts.calibration.stored
 
     def to_json(self) -> dict[str, Any]:
         """What the report says of the task."""
-        costs = cost(self.graph, self.graph.schema.batch or self.goal.conditions.batch)
+        conditions = self.goal.conditions
+        costs = cost(self.graph, self.graph.schema.batch or conditions.batch, conditions.length)
         parts = ("calibration", "selection", "proof")
         sizes = {part: len(examples) for part in parts if (examples := getattr(self.parts, part)) is not None}
         return {
@@ -86,12 +84,12 @@ def prepare(
     for note in parts.notes:
         tell(f"data: {note}")
     names = input_names(module, parts.proof)
-    graph = _captured(module, parts.selection, names, goal.conditions.batch)
+    graph = captured(module, parts.selection, names, goal.conditions)
     save(graph, folder.fresh(folder.graph))
     for part in ("calibration", "selection", "proof"):
         examples = getattr(parts, part)
         if examples is not None:
-            folder.store(part, "input", examples.inputs)
+            folder.store(part, "input", examples.stored)
     name = task.name or type(module).__name__
     tell(f"model: {name}, captured as {len(graph.module.graph.nodes)} nodes; {graph.schema.inputs[0]}")
     return Prepared(
@@ -105,26 +103,3 @@ def prepare(
         fingerprint=fingerprint(module, graph, parts, metric, goal, seed),
         goal=goal,
     )
-
-
-def _captured(module: nn.Module, examples: Examples, names: Sequence[str], batch: int) -> Graph:
-    """The graph with a dynamic batch; if the model forbids that, with the batch that it is measured at.
-
-    Raises: CaptureError; UsageError if the model takes one batch only, and another is to be measured.
-    """
-    try:
-        graph = capture(module, call_of(examples, EXAMPLE_BATCH), names=names)
-    except CaptureError as first:
-        try:
-            return capture(module, call_of(examples, batch), names=names)
-        except CaptureError:
-            raise first from None
-    if graph.schema.batch in (None, batch):
-        return graph
-    try:
-        return capture(module, call_of(examples, batch), names=names)
-    except CaptureError as error:
-        raise UsageError(
-            f"{type(module).__name__} takes a batch of {graph.schema.batch} only, and a batch of {batch} is to be "
-            f"measured: ask for it with --batch {graph.schema.batch}"
-        ) from error

@@ -1,6 +1,7 @@
 """From a source of data to examples in memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ from torch.utils.data import IterableDataset, Subset
 from temper.core.data import Examples, Source
 from temper.core.errors import DataError
 from temper.core.schema import Array
+from temper.pipeline.joined import joined
 
 LABELS = ("labels", "label", "targets", "target")
 """The keys under which a dict keeps its targets."""
+
+Column = Array | list[Array]
+"""One input of all examples: an array (examples, ...), or one array an example where their shapes differ."""
 
 FORMS = "arrays, (inputs, targets), a dict of arrays, a dataset, or an iterable of batches"
 
@@ -24,17 +29,17 @@ def read(source: Source, part: str) -> tuple[Examples, tuple[str, ...]]:
     Raises: DataError naming the part and the item or batch that cannot be read or differs from the first.
     """
     if is_arrays(source):
-        pieces = [_batch(source, part)]
+        pieces = _batch(source, part)
     elif is_sized(source):
         pieces = [_item(source, index, part) for index in range(len(source))]
     else:
         pieces = list(_iterated(source, part))
-    if not pieces or not len(pieces[0]):
+    if not any(map(len, pieces)):
         raise DataError(
             f"{part}: the source holds no examples. Give at least one; an iterator that was read before is empty, so "
             "give what makes it (a list, a DataLoader) instead"
         )
-    return _as_float32(_joined(pieces, part), part)
+    return _as_float32(joined(pieces, part), part)
 
 
 def is_arrays(source: Source) -> bool:
@@ -71,19 +76,30 @@ def _item(source: Source, index: int, part: str) -> Examples:
 def subset(source: Source, indices: NDArray[Any]) -> Source:
     """The source with only these examples: arrays in the form in which they came, a dataset as a `Subset`."""
     if isinstance(source, Mapping):
-        return {key: subset(value, indices) for key, value in source.items()}
+        return {key: _rows(value, indices) for key, value in source.items()}
     if isinstance(source, (tuple, list)):
-        return tuple(subset(value, indices) for value in source)
-    if isinstance(source, torch.Tensor):
-        return source[torch.from_numpy(indices)]
-    return np.asarray(source)[indices] if is_array(source) else Subset(source, indices.tolist())
+        inputs, *targets = source
+        return (_input_rows(inputs, indices, *targets), *(_rows(each, indices) for each in targets))
+    return _rows(source, indices) if is_array(source) else Subset(source, indices.tolist())
+
+
+def _input_rows(inputs: Any, indices: NDArray[Any], targets: Any = None) -> Any:
+    if isinstance(inputs, Mapping):
+        return subset(inputs, indices)
+    return tuple(_rows(each, indices) for each in inputs) if _are_several(inputs, targets) else _rows(inputs, indices)
+
+
+def _rows(column: Any, indices: NDArray[Any]) -> Any:
+    """Some examples of an array (examples, ...), or of a list with one element an example."""
+    if isinstance(column, torch.Tensor):
+        return column[torch.from_numpy(indices)]
+    return np.asarray(column)[indices] if is_array(column) else [column[index] for index in indices]
 
 
 def _iterated(source: Source, part: str) -> Iterator[Examples]:
     if isinstance(source, (str, bytes)) or not isinstance(source, Iterable):
         raise DataError(f"{part}: an object of type {type(source).__name__} is no source of data; give {FORMS}")
     one_by_one = isinstance(source, IterableDataset)
-    form: Callable[[Any, str], Examples] = _example if one_by_one else _batch
     unit = "item" if one_by_one else "batch"
     iterator, number = iter(source), 0
     while True:
@@ -96,33 +112,51 @@ def _iterated(source: Source, part: str) -> Iterator[Examples]:
                 f"{part}, {unit} {number}: cannot be read: {type(error).__name__}: {error}. Mend the source, or leave "
                 f"that {unit} out"
             ) from error
-        yield form(item, f"{part}, {unit} {number}")
+        where = f"{part}, {unit} {number}"
+        yield from [_example(item, where)] if one_by_one else _batch(item, where)
         number += 1
 
 
-def _batch(value: Any, where: str) -> Examples:
-    """Examples from one value that holds several, with the batch as the first axis."""
+def _batch(value: Any, where: str) -> list[Examples]:
+    """Examples from one value that holds several, with the batch as the first axis; one by one where shapes differ."""
     inputs, targets = _separated(value, where)
-    arrays, names = _inputs(inputs, where)
-    labels = None if targets is None else _to_array(targets, f"{where}, targets")
-    everything = (*arrays, *(() if labels is None else (labels,)))
-    lengths = {len(array) if array.ndim else -1 for array in everything}
-    if len(lengths) > 1 or -1 in lengths:
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        beside = "" if labels is None else f" and targets of shape {labels.shape}"
+    columns, names = _inputs(inputs, where, targets)
+    labels = None if targets is None else _column(targets, f"{where}, targets")
+    everything = (*columns, *(() if labels is None else (labels,)))
+    counts = {len(column) if isinstance(column, list) or column.ndim else -1 for column in everything}
+    if len(counts) > 1 or -1 in counts:
+        beside = "" if labels is None else f" and targets of shape {_shape(labels)}"
         raise DataError(
-            f"{where}: inputs of shape {shapes}{beside} do not hold equally many examples; the first axis of every "
-            "array must count the examples, in the same order"
+            f"{where}: inputs of shape {', '.join(map(_shape, columns))}{beside} do not hold equally many examples; "
+            "the first axis of every array must count the examples, in the same order"
         )
-    return Examples(inputs=arrays, names=names, targets=labels)
+    if any(isinstance(column, list) for column in everything):
+        answers = [None] * counts.pop() if labels is None else labels
+        return [_single([each[row] for each in columns], names, answer) for row, answer in enumerate(answers)]
+    return [Examples(inputs=tuple(map(np.asarray, columns)), names=names, targets=_as_array(labels))]
+
+
+def _as_array(labels: Column | None) -> Array | None:
+    return None if labels is None else np.asarray(labels)
+
+
+def _shape(column: Column) -> str:
+    return str(column.shape) if isinstance(column, np.ndarray) else f"({len(column)}, differing)"
+
+
+def _single(inputs: Sequence[Array], names: tuple[str, ...] | None, targets: Array | None) -> Examples:
+    """One example, to which a batch axis is added."""
+    labels = None if targets is None else np.asarray(targets)[None]
+    return Examples(inputs=tuple(np.asarray(array)[None] for array in inputs), names=names, targets=labels)
 
 
 def _example(value: Any, where: str) -> Examples:
-    """Examples that hold one item, to which a batch axis is added."""
+    """Examples that hold one item."""
     inputs, targets = _separated(value, where)
-    arrays, names = _inputs(inputs, where)
-    labels = None if targets is None else _to_array(targets, f"{where}, targets")[None]
-    return Examples(inputs=tuple(array[None] for array in arrays), names=names, targets=labels)
+    names = tuple(map(str, inputs)) if isinstance(inputs, Mapping) else None
+    values = _values(inputs, where)
+    arrays = [_to_array(held, at) for at, held in values]
+    return _single(arrays, names, None if targets is None else _to_array(targets, f"{where}, targets"))
 
 
 def _separated(value: Any, where: str) -> tuple[Any, Any]:
@@ -142,15 +176,39 @@ def _separated(value: Any, where: str) -> tuple[Any, Any]:
     return value, None
 
 
-def _inputs(value: Any, where: str) -> tuple[tuple[Array, ...], tuple[str, ...] | None]:
+def _inputs(value: Any, where: str, targets: Any) -> tuple[list[Column], tuple[str, ...] | None]:
+    names = tuple(map(str, value)) if isinstance(value, Mapping) else None
+    return [_column(held, at) for at, held in _values(value, where, targets)], names
+
+
+def _values(value: Any, where: str, targets: Any = None) -> list[tuple[str, Any]]:
+    """Each input, behind the words that say where it stands."""
     if isinstance(value, Mapping):
         if not value:
             raise DataError(f"{where}: holds no inputs; give at least one array beside the targets")
-        return tuple(_to_array(held, f"{where}, {key!r}") for key, held in value.items()), tuple(map(str, value))
-    several = isinstance(value, tuple) or (isinstance(value, list) and any(map(is_array, value)))
-    if several and len(value):
-        return tuple(_to_array(held, f"{where}, input {number}") for number, held in enumerate(value)), None
-    return (_to_array(value, f"{where}, inputs"),), None
+        return [(f"{where}, {key!r}", held) for key, held in value.items()]
+    if _are_several(value, targets):
+        return [(f"{where}, input {number}", held) for number, held in enumerate(value)]
+    return [(f"{where}, inputs", value)]
+
+
+def _are_several(value: Any, targets: Any) -> bool:
+    """Whether a value holds several inputs: a tuple, or a list of arrays; but not a list with an array an example."""
+    if isinstance(value, tuple):
+        return len(value) > 0
+    if not isinstance(value, list) or not any(map(is_array, value)):
+        return False
+    counts = {len(each) if getattr(each, "ndim", 1) else -1 for each in value}
+    return targets is None or len(counts) == 1 or len(value) != len(targets)
+
+
+def _column(value: Any, where: str) -> Column:
+    """An array (examples, ...), or a list of arrays where a list or tuple holds examples of different shapes."""
+    if isinstance(value, (list, tuple)) and value and not np.isscalar(value[0]):
+        elements = [_to_array(each, where) for each in value]
+        if len({each.shape for each in elements}) > 1:
+            return elements
+    return _to_array(value, where)
 
 
 def _to_array(value: Any, where: str) -> Array:
@@ -171,33 +229,6 @@ def _to_array(value: Any, where: str) -> Array:
     return array
 
 
-def _joined(pieces: Sequence[Examples], part: str) -> Examples:
-    first = pieces[0]
-    form = _form(first)
-    for number, piece in enumerate(pieces):
-        if _form(piece) != form:
-            raise DataError(
-                f"{part}: number {number} holds {_described(piece)}, but number 0 holds {_described(first)}; "
-                "every item or batch must hold the same inputs, of one shape beyond the batch and one dtype "
-                "(pad or crop to one size)"
-            )
-    if len(pieces) == 1:
-        return first
-    inputs = tuple(np.concatenate(columns) for columns in zip(*(piece.inputs for piece in pieces)))
-    labels = [piece.targets for piece in pieces if piece.targets is not None]
-    return Examples(inputs=inputs, names=first.names, targets=np.concatenate(labels) if labels else None)
-
-
-def _form(piece: Examples) -> tuple[Any, ...]:
-    targets = None if piece.targets is None else piece.targets.shape[1:]
-    return piece.names, [(array.dtype, array.shape[1:]) for array in piece.inputs], targets
-
-
-def _described(piece: Examples) -> str:
-    targets = "no targets" if piece.targets is None else f"targets of shape (batch, *{piece.targets.shape[1:]})"
-    return f"{', '.join(map(str, piece.layout))} and {targets}"
-
-
 def _as_float32(examples: Examples, part: str) -> tuple[Examples, tuple[str, ...]]:
     """Models compute in float32, so inputs of any other float become that; an overflow shows up as infinity."""
     converted = {str(array.dtype) for array in examples.inputs if array.dtype.kind == "f"} - {"float32"}
@@ -206,4 +237,4 @@ def _as_float32(examples: Examples, part: str) -> tuple[Examples, tuple[str, ...
     with np.errstate(over="ignore"):
         inputs = tuple(array.astype(np.float32) if array.dtype.kind == "f" else array for array in examples.inputs)
     note = f"The {part} inputs were converted from {', '.join(sorted(converted))} to float32."
-    return Examples(inputs=inputs, names=examples.names, targets=examples.targets), (note,)
+    return replace(examples, inputs=inputs), (note,)

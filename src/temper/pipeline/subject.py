@@ -9,6 +9,7 @@ from torch import nn
 
 from temper.core.data import Examples
 from temper.core.errors import TaskError, TrialError
+from temper.core.lengths import Positions, gathered, groups
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs, Schema
 from temper.graph.capture import flat_outputs
@@ -18,7 +19,7 @@ from temper.measure.quality import Quality, compare
 from temper.pipeline.materialize import call_of, check_targets
 from temper.pipeline.workshop import PREDICTION_BATCH
 
-CLASSIFICATION = ("accuracy", "cross_entropy")
+CLASSIFICATION = ("accuracy", "cross_entropy", "perplexity")
 """The metrics whose targets are class numbers."""
 
 
@@ -74,38 +75,46 @@ def subject(module: nn.Module, examples: Examples, part: str, metric: Metric, sc
 
 
 def original_outputs(module: nn.Module, examples: Examples, fixed_batch: int | None) -> tuple[Array, ...]:
-    """The flat outputs (examples, ...) of the module, in batches.
+    """The flat outputs (examples, ...) of the module, in batches of one length; padded with zeros where they differ.
 
     Raises: TaskError if forward fails on some examples, for an output without the batch as its first axis, or for one
     of a dtype that NumPy lacks.
     """
     batch = fixed_batch or PREDICTION_BATCH
-    chunks = []
+    positions, chunks = [], []
     threads = torch.get_num_threads()
     torch.set_num_threads(working_threads())
     try:
-        for start in range(0, len(examples), batch):
-            stop = min(start + batch, len(examples))
-            outputs = _called(module, examples.take(np.arange(start, stop)), fixed_batch or stop - start, start)
-            chunks.append([output[: stop - start] for output in outputs])
+        for rows in groups(examples.lengths, len(examples), batch):
+            outputs = _called(module, examples, np.resize(rows, fixed_batch or len(rows)))
+            chunks.append([output[: len(rows)] for output in outputs])
+            positions.append(rows)
     finally:
         torch.set_num_threads(threads)
-    return tuple(np.concatenate(each) for each in zip(*chunks))
+    return gathered(positions, chunks)
 
 
-def _called(module: nn.Module, part: Examples, batch: int, start: int) -> list[Array]:
+def _called(module: nn.Module, examples: Examples, rows: Positions) -> list[Array]:
     """The flat outputs for one batch. Raises: TaskError naming the examples if forward fails."""
-    positional, keyword = call_of(part, batch)
+    positional, keyword = call_of(examples, rows)
     try:
         with torch.inference_mode():
             outputs = module.eval()(*positional, **keyword)
     except Exception as error:
         raise TaskError(
-            f"{type(module).__name__} fails on the examples {start} to {start + len(part) - 1}: "
-            f"{type(error).__name__}: {error}. Every example must be one that the model takes"
+            f"{type(module).__name__} fails on {_named(examples, rows)}: {type(error).__name__}: {error}. Every "
+            "example must be one that the model takes"
         ) from error
     tensors, _, names = flat_outputs(outputs, type(module).__name__)
-    return [_array(tensor, name, batch) for tensor, name in zip(tensors, names)]
+    return [_array(tensor, name, len(rows)) for tensor, name in zip(tensors, names)]
+
+
+def _named(examples: Examples, rows: Positions) -> str:
+    """The examples of one batch, in words."""
+    if examples.lengths is None:
+        return f"the examples {rows[0]} to {rows[-1]}"
+    shown = ", ".join(map(str, np.unique(rows)[:5]))
+    return f"examples of length {examples.lengths[rows[0]]} (number {shown}{', ...' if len(rows) > 5 else ''})"
 
 
 def _array(tensor: torch.Tensor, name: str, batch: int) -> Array:

@@ -47,7 +47,6 @@ class Workshop:
 
         Raises: TrialError and its kin; the building process is replaced after a crash, a hang or too much memory.
         """
-        conditions = self.goal.conditions
         executed: dict[str, int] = self._building().call(
             "build",
             time_s=time_s,
@@ -56,7 +55,7 @@ class Workshop:
             recipe=recipe.to_json(),
             folder=str(self.folder.fresh(place)),
             target=self.target.to_json(),
-            conditions={"batch": conditions.batch, "threads": conditions.threads},
+            conditions=self.goal.conditions.to_json(),
             seed=self.seed,
         )
         return executed

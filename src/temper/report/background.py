@@ -63,7 +63,7 @@ def model(findings: Findings) -> Html:
 
 def environment(findings: Findings) -> Html:
     """The machine, the versions, and the conditions that were equal for everyone."""
-    facts, conditions = findings.facts, findings.goal.conditions
+    facts = findings.facts
     if "target" not in facts:
         return section("environment", "Environment", tag("p", UNKNOWN))
     target = Target.from_json(facts["target"])
@@ -79,7 +79,7 @@ def environment(findings: Findings) -> Html:
                 ("One core multiplies", multiplies(target.precisions)),
                 ("Memory", gigabytes(target.memory_bytes)),
                 ("System", target.system),
-                ("Conditions", str(conditions)),
+                ("Conditions", findings.conditions),
                 ("Seed", None if seed is None else str(seed)),
                 ("Runtimes", ", ".join(target.runtimes)),
                 ("Versions", ", ".join(f"{name} {version}" for name, version in target.versions.items())),

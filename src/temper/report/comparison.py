@@ -36,10 +36,9 @@ def comparison(findings: Findings) -> Html:
             "selection part stands below; it shows a direction and proves nothing."
         )
         return section("measured", "What was measured", tag("p", words))
-    conditions = proof.goal.conditions
     words = (
         f"All were reloaded from their exported files in clean processes and timed in turns on the same cores, "
-        f"with {conditions}. {_noise(proof)}"
+        f"with {findings.conditions}. {_noise(proof)}"
         "Small numbers are 95\u00a0% intervals, and for peak memory the range of the runs."
     )
     shown = [row for row in proof.rows if row.role != "chosen" or not findings.baseline_ships]

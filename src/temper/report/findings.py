@@ -10,6 +10,7 @@ from temper.core.journal import Journal
 from temper.core.measurement import Measurement
 from temper.core.proof import Proof, Row
 from temper.core.recipe import Recipe
+from temper.core.schema import Schema
 from temper.core.trial import Trial
 from temper.report.words import recipe_in_words
 
@@ -52,6 +53,12 @@ class Findings:
             baseline=start,
             best=best,
         )
+
+    @property
+    def conditions(self) -> str:
+        """How everyone was measured, in words."""
+        schema = self.task.get("schema")
+        return str(self.goal.conditions) if schema is None else self.goal.conditions.of(Schema.from_json(schema))
 
     @property
     def task(self) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from temper.core.trial import OBJECTIVES
 from temper.report.findings import Findings
 from temper.report.markup import Html, badge, joined, tag
 from temper.report.words import (
+    RELATIVE,
     SHARES,
     amount_of,
     bound_of,
@@ -121,7 +122,7 @@ def _figures(proof: Proof) -> Html:
     """The few numbers that matter, side by side."""
     baseline, chosen = proof.row("baseline").measurements, proof.row("chosen").measurements
     limit, metric = proof.goal.max_drop, proof.metric
-    unit = " pp" if metric in SHARES else ""
+    unit = " pp" if metric in SHARES else " %" if metric in RELATIVE else ""
     most = amount_of(chosen["drop"].upper, metric, limit)
     floats = {
         name: None if baseline == chosen else baseline[name].value

@@ -11,6 +11,8 @@ from temper.core.recipe import Recipe
 
 SHARES = ("accuracy",)
 """Metrics that are shares of the examples, and therefore read in percentage points."""
+RELATIVE = ("perplexity",)
+"""Metrics whose drops are shares of the original's value, and therefore read in percent of it."""
 MISSING = "–"
 
 
@@ -63,18 +65,20 @@ def amount_of(number: float, metric: str, limit: float) -> str:
     """An amount of the metric, as finely as the limit asks for and without its unit."""
     if not math.isfinite(number):
         return "unbounded"
-    if metric in SHARES:
+    if metric in (*SHARES, *RELATIVE):
         return f"{number * 100:.{max(0, digits_for(limit) - 2)}f}".replace("-", "−")
     return f"{number:.{digits_for(limit)}f}".replace("-", "−")
 
 
 def bound_of(limit: float, metric: str) -> str:
     """A limit in units of the metric, as someone would write it by hand: `1` percentage point, or `0.02`."""
-    return f"{limit * 100 if metric in SHARES else limit:g}"
+    return f"{limit * 100 if metric in (*SHARES, *RELATIVE) else limit:g}"
 
 
 def unit_of(number: str, metric: str) -> str:
     """What an amount of the metric is counted in: `percentage points of accuracy`, or `of mean cosine`."""
+    if metric in RELATIVE:
+        return f"% of the {metric}"
     point = "percentage point" if number == "1" else "percentage points"
     return f"{point} of {metric}" if metric in SHARES else f"of {metric}"
 

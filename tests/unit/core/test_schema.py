@@ -60,6 +60,7 @@ def test_outputs_nest_as_the_models_own() -> None:
         {"inputs": [{"name": "x", "shape": "wide", "dtype": "float32"}]},
         {"inputs": [{"name": "x", "shape": [None, 1.5], "dtype": "float32"}]},
         {"inputs": [{"name": "x", "shape": [None, True], "dtype": "float32"}]},
+        {"inputs": [{"name": "x", "shape": [None, ""], "dtype": "float32"}]},
         {"inputs": [{"name": "x", "shape": [None], "dtype": "float99"}]},
         {"inputs": [{"name": "x", "shape": [None], "dtype": "f4"}]},
         {"inputs": [{"name": 3, "shape": [None], "dtype": "float32"}]},
@@ -70,3 +71,32 @@ def test_outputs_nest_as_the_models_own() -> None:
 def test_what_is_no_schema(change: dict) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         Schema.from_json({**SCHEMA.to_json(), **change})
+
+
+class TestLength:
+    NAMED = TensorSpec(name="tokens", shape=(None, "length"), dtype="int64")
+    MASK = TensorSpec(name="mask", shape=(None, 1, "length"), dtype="int64")
+    SCHEMA = Schema(inputs=(NAMED, MASK), outputs=(OUTPUT,), nesting="tensor")
+
+    def given(self, batch: int, tokens: int, mask: int) -> list[np.ndarray]:
+        return [np.zeros((batch, tokens), np.int64), np.zeros((batch, 1, mask), np.int64)]
+
+    def test_json_form(self) -> None:
+        assert Schema.from_json(json.loads(json.dumps(self.SCHEMA.to_json()))) == self.SCHEMA
+        assert str(self.MASK) == "mask: int64[batch, 1, length]"
+
+    def test_a_schema_from_before_there_were_lengths(self) -> None:
+        assert not SCHEMA.dynamic_length
+        assert IMAGE.length_axis is None
+        assert self.SCHEMA.dynamic_length
+        assert self.SCHEMA.dynamic_batch
+        assert (self.NAMED.length_axis, self.MASK.length_axis) == (1, 2)
+
+    def test_equal_names_are_equal_sizes(self) -> None:
+        assert self.SCHEMA.mismatch(self.given(2, 5, 5)) is None
+        assert self.SCHEMA.mismatch(self.given(3, 7, 7)) is None
+        assert "disagree on the length: (2, 5), (2, 1, 6)" in str(self.SCHEMA.mismatch(self.given(2, 5, 6)))
+
+    def test_sizes_to_make_inputs_up(self) -> None:
+        assert self.MASK.sized(3, 9) == (3, 1, 9)
+        assert self.MASK.sized(3)[2] == 16

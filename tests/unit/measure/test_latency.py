@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from temper.core.errors import WorkerError
-from temper.measure.latency import Timing, alternated
+from temper.measure.latency import Timing, alternated, typical
 from temper.measure.loaded import Deadline
 
 
@@ -17,17 +17,24 @@ class Contestant:
         self.name, self.takes, self.order, self.share = name, takes, order, share
         self.blocks = 0
 
-    def call(self, command: str, *, time_s: float, calls: int) -> dict:
+    def call(self, command: str, *, time_s: float, calls: int, settle: int = 0) -> dict:
         assert command == "block"
         self.order.append(self.name)
         self.blocks += 1
-        return {"seconds": [self.takes(self.blocks)] * calls, "processor_share": self.share}
+        return {"seconds": [self.takes(self.blocks)] * calls, "cycle": 1, "processor_share": self.share}
 
 
 def timings(*takes: Callable[[int], float], rounds: int = 20, share: float = 1.0) -> tuple[list[Timing], list[str]]:
     order: list[str] = []
     contestants = [Contestant(str(index), each, order, share) for index, each in enumerate(takes)]
     return alternated(contestants, rounds=rounds, block_s=0.01, one_thread=True), order
+
+
+def test_lengths_that_take_turns_count_equally() -> None:
+    """The median of all calls would be that of one length, and jump when another one gets the majority."""
+    quick_and_slow = {"seconds": [1.0, 5.0, 1.2, 5.0, 1.0, 90.0], "cycle": 2}
+    assert typical(quick_and_slow) == 0.5 * (1.0 + 5.0)
+    assert typical({**quick_and_slow, "cycle": 1}) == 0.5 * (1.2 + 5.0)
 
 
 def test_who_is_twice_as_slow_has_the_ratio_two() -> None:

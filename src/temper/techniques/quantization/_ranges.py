@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from temper.core import lengths
 from temper.core.graph import Graph
 from temper.core.schema import Array
 from temper.techniques.quantization._importance import live_rows
@@ -36,12 +37,11 @@ class Histogram:
 
 
 def batches(graph: Graph, calibration: tuple[Array, ...]) -> Iterable[tuple[Tensor, ...]]:
-    """The calibration inputs in chunks; a graph of fixed batch gets full batches of its own size only."""
-    size = graph.schema.batch or CHUNK
-    count = len(calibration[0])
-    stop = count if graph.schema.dynamic_batch else count - count % size
-    for start in range(0, stop, size):
-        yield tuple(torch.from_numpy(each[start : start + size]) for each in calibration)
+    """The calibration inputs in chunks of one length; a graph of fixed batch gets full batches of its own size only."""
+    fixed = graph.schema.batch
+    for rows, inputs in lengths.batches(graph.schema, calibration, fixed or CHUNK):
+        if fixed in (None, len(rows)):
+            yield tuple(map(torch.from_numpy, inputs))
 
 
 def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node]) -> dict[Node, Histogram]:
