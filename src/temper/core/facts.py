@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from temper.core.graph import ONNX
+
 if TYPE_CHECKING:
     from temper.core.context import Context
     from temper.core.graph import Graph
@@ -31,6 +33,8 @@ class Fact:
         return self.name
 
 
+is_onnx = Fact("is an ONNX file", lambda graph, context: hasattr(graph.module, ONNX))
+is_torch = Fact("is a torch program", lambda graph, context: not hasattr(graph.module, ONNX))
 has_calibration = Fact("has calibration data", lambda graph, context: context.calibration is not None)
 has_integer_runtime = Fact(
     "is meant for a runtime with integer kernels", lambda graph, context: context.runtime.integers is not None

@@ -29,7 +29,8 @@ class Runtime(Plug):
     `package` is what must be importable, `extra` the optional dependency of temper that installs it. A runtime
     that reads `fake_quantize` nodes as integers says so in `integers`, and which scheme it executes fastest. One that
     `compiles` takes a compiler's time for every graph, so a search turns to it after the others. One whose artifacts
-    are `native` code loads them only for those who trust whoever made them.
+    are `native` code loads them only for those who trust whoever made them. One that `reads_onnx` exports the graph of
+    an ONNX file too.
     """
 
     folder: ClassVar[str] = "temper.runtimes"
@@ -39,6 +40,7 @@ class Runtime(Plug):
     compiles: ClassVar[bool] = False
     native: ClassVar[bool] = False
     needs_torch: ClassVar[bool] = False
+    reads_onnx: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, graph: Graph, folder: Path) -> None:

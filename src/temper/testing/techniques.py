@@ -11,6 +11,7 @@ import torch
 from temper.core import catalog
 from temper.core.context import Context
 from temper.core.errors import NoEffect, TrialError
+from temper.core.facts import is_onnx
 from temper.core.goal import Goal
 from temper.core.graph import Graph
 from temper.core.runtime import IntegerScheme, Runtime
@@ -21,16 +22,20 @@ from temper.hardware.detect import this_host
 from temper.testing import plugs
 from temper.testing.bits import contents, differences, outputs_of, same
 from temper.testing.graphs import Example, examples
+from temper.testing.onnx_files import onnx_examples
 
 SEED = 7
 BATCHES = (1, 3)
 
 
 def check(technique: type[Technique]) -> None:
-    """Assert that the technique keeps its contract on the graphs of `temper.testing.graphs`, with each of its knobs."""
+    """Assert that the technique keeps its contract on the graphs of `temper.testing.graphs`, with each of its knobs.
+
+    One that works on ONNX files is tried on those of `temper.testing.onnx_files`.
+    """
     plugs.check(technique, Technique)
     had_effect = False
-    for example in examples():
+    for example in onnx_examples() if is_onnx in technique.needs else examples():
         for runtime in runtimes():
             context = context_of(example, runtime)
             check_needs(technique(), example, context)
