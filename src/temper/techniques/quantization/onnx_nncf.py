@@ -4,7 +4,6 @@ It places quantizers where OpenVINO's kernels want them, corrects the bias that 
 for transformers first moves outliers of activations into the weights (SmoothQuant).
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from onnx import ModelProto
 
 from temper.core.context import Context
 from temper.core.errors import TrialError
-from temper.core.facts import Fact, has_calibration, has_integer_runtime, is_onnx
+from temper.core.facts import Installed, has_calibration, has_integer_runtime, is_onnx
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.facts import has_quantizers
@@ -27,10 +26,7 @@ from temper.techniques.quantization._onnx import (
     silent,
 )
 
-has_nncf = Fact(
-    "has NNCF installed (pip install 'temper-ml[nncf]')",
-    lambda graph, context: importlib.util.find_spec("nncf") is not None,
-)
+has_nncf = Installed.of("nncf", extra="nncf")
 
 
 @dataclass(frozen=True, kw_only=True)
