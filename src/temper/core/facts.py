@@ -1,8 +1,11 @@
 """Facts: named predicates computed on a graph and what stands around it, never flags that someone asserts."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from temper.core.graph import ONNX
 
 if TYPE_CHECKING:
     from temper.core.context import Context
@@ -31,6 +34,22 @@ class Fact:
         return self.name
 
 
+@dataclass(frozen=True, eq=False)
+class Installed(Fact):
+    """That an optional package can be imported; its name carries the command that adds it."""
+
+    @classmethod
+    def of(cls, package: str, extra: str) -> Self:
+        """The fact about a package that this extra of temper installs."""
+        found = importlib.util.find_spec
+        return cls(
+            f"has the package {package!r} (pip install 'temper-ml[{extra}]')",
+            lambda graph, context: found(package) is not None,
+        )
+
+
+is_onnx = Fact("is an ONNX file", lambda graph, context: hasattr(graph.module, ONNX))
+is_torch = Fact("is a torch program", lambda graph, context: not hasattr(graph.module, ONNX))
 has_calibration = Fact("has calibration data", lambda graph, context: context.calibration is not None)
 has_integer_runtime = Fact(
     "is meant for a runtime with integer kernels", lambda graph, context: context.runtime.integers is not None

@@ -30,7 +30,8 @@ class Runtime(Plug):
     that reads `fake_quantize` nodes as integers says so in `integers`, and which scheme it executes fastest. One that
     `compiles` takes a compiler's time for every graph, so a search turns to it after the others; one that is
     `on_request` (it needs trust, or is meant for other machines) is only used where the caller names it. One whose
-    artifacts are `native` code loads them only for those who trust whoever made them.
+    artifacts are `native` code loads them only for those who trust whoever made them. One that `reads_onnx` exports the
+    graph of an ONNX file too.
     """
 
     folder: ClassVar[str] = "temper.runtimes"
@@ -41,6 +42,7 @@ class Runtime(Plug):
     on_request: ClassVar[bool] = False
     native: ClassVar[bool] = False
     needs_torch: ClassVar[bool] = False
+    reads_onnx: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, graph: Graph, folder: Path) -> None:

@@ -54,6 +54,15 @@ class Space:
             left |= {fact for each in chain for fact in each.leaves}
         return (*before, technique)
 
+    def lacking(self, technique: type[Technique]) -> Fact | None:
+        """The first need that cannot be met on any runtime, or None if the technique can be tried on one of them."""
+        if any(self.chain(technique, runtime()) is not None for runtime in self.runtimes):
+            return None
+        providers = {fact for each in self.techniques if each is not technique for fact in each.leaves}
+        runtimes = [runtime() for runtime in self.runtimes]
+        unmet = [need for need in technique.needs if not any(self.holds(need, each) for each in runtimes)]
+        return next((need for need in unmet if need not in providers), next(iter(unmet), None))
+
     def fits(self, recipe: Recipe) -> bool:
         """Whether every technique finds what it needs, in the user's graph or left by those before it."""
         left: dict[Fact, bool] = {}

@@ -2,11 +2,11 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from temper.core.context import Context
 from temper.core.errors import NoEffect, TrialError
-from temper.core.facts import Fact
+from temper.core.facts import Fact, is_onnx, is_torch
 from temper.core.graph import Graph
 from temper.core.knobs import Plug
 
@@ -18,7 +18,8 @@ class Technique(Plug):
     `needs` are facts that must hold before, `leaves` facts that hold after; `reference` cites the paper. One that is
     `auxiliary` makes nothing cheaper by itself: it prepares for another technique or repairs what that one lost, so a
     search puts it beside others and never tries it alone. Whoever calls `apply` passes a copy that may be changed in
-    place. An `apply` that finds nothing to do raises NoEffect.
+    place. An `apply` that finds nothing to do raises NoEffect. A technique works on torch programs, and that is the
+    first of its needs, unless it says that it needs an ONNX file.
     """
 
     folder: ClassVar[str] = "temper.techniques"
@@ -26,6 +27,11 @@ class Technique(Plug):
     leaves: ClassVar[tuple[Fact, ...]] = ()
     auxiliary: ClassVar[bool] = False
     reference: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if is_onnx not in cls.needs and is_torch not in cls.needs:
+            cls.needs = (is_torch, *cls.needs)
 
     @abstractmethod
     def apply(self, graph: Graph, context: Context) -> Graph:

@@ -6,6 +6,7 @@ from torch.fx import Node
 from temper.core.facts import Fact
 from temper.core.graph import Graph
 from temper.graph.constants import foldable_constants
+from temper.graph.onnx_facts import has_onnx_quantizers
 from temper.graph.quantizers import is_quantizer
 from temper.graph.surgery import tensor_of, users_of_tensor
 
@@ -120,5 +121,10 @@ is_mostly_linear = Fact(
     lambda graph, context: _is_mostly_linear(graph),
 )
 has_float_layers = Fact("has layers with float weights", lambda graph, context: bool(float_layers(graph)))
-has_quantizers = Fact("has quantizers", lambda graph, context: any(map(is_quantizer, graph.module.graph.nodes)))
+has_quantizers = Fact(
+    "has quantizers",
+    lambda graph, context: (
+        any(map(is_quantizer, graph.module.graph.nodes)) or has_onnx_quantizers.holds(graph, context)
+    ),
+)
 has_foldable_batch_norm = Fact("has a batch norm to fold", lambda graph, context: _can_fold_batch_norms(graph))

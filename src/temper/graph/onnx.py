@@ -24,6 +24,7 @@ from temper.graph.integer_layers import (
     activation_group,
     integer_layers,
 )
+from temper.graph.onnx_program import onnx_model, write_model
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 
 OPSET = 21
@@ -37,9 +38,13 @@ MICROSOFT = Opset("com.microsoft", 1)
 def export_onnx(graph: Graph, file: Path) -> None:
     """Write the graph, its integers packed, as one ONNX file of opset 21; an equal graph is not converted twice.
 
-    Raises: TrialError naming the operator that ONNX cannot express.
+    An ONNX file is written as it is. Raises: TrialError naming the operator that ONNX cannot express.
     """
-    converted(graph, file, lambda place: _convert(graph, place))
+    model = onnx_model(graph)
+    if model is not None:
+        write_model(model, file)
+    else:
+        converted(graph, file, lambda place: _convert(graph, place))
 
 
 def _convert(graph: Graph, file: Path) -> None:

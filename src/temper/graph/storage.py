@@ -1,7 +1,9 @@
 """Graphs on disk: the nodes as JSON and the tensors as safetensors, readable without trusting whoever wrote them.
 
 `graph.json` names every operator; `weights.safetensors` holds parameters, buffers and example inputs, each tied
-tensor once. Nothing is unpickled or evaluated: an operator is looked up in closed lists, and whatever else would end
+tensor once. The graph of an ONNX file is stored as that file.
+
+Nothing is unpickled or evaluated: an operator is looked up in closed lists, and whatever else would end
 in the code that `torch.fx` generates from a graph (names of nodes and tensors) must be a plain identifier.
 """
 
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,10 +28,11 @@ from temper.core.errors import ArtifactError, TrialError
 from temper.core.graph import Graph
 from temper.core.schema import Schema
 from temper.graph.cost import record_values
+from temper.graph.onnx_program import graph_of, onnx_model, write_model
 from temper.graph.quantizers import FAKE_QUANTIZE
 
 FORMAT = 1
-GRAPH_FILE, WEIGHTS_FILE = "graph.json", "weights.safetensors"
+GRAPH_FILE, WEIGHTS_FILE, ONNX_FILE = "graph.json", "weights.safetensors", "model.onnx"
 
 NAMESPACES = {"aten": torch.ops.aten, FAKE_QUANTIZE.namespace: torch.ops.temper, "prims": torch.ops.prims}
 REFUSED = re.compile(
@@ -66,6 +70,11 @@ def save(graph: Graph, folder: Path) -> None:
     Raises: TrialError naming the node whose operator or argument the format does not hold.
     """
     tensors: dict[str, Tensor] = {}
+    model = onnx_model(graph)
+    if model is not None:
+        write_model(model, folder / ONNX_FILE)
+        _write(folder, {"format": FORMAT, "onnx": ONNX_FILE, "schema": graph.schema.to_json()}, _stored_examples(graph))
+        return
     fields = {
         "format": FORMAT,
         "schema": graph.schema.to_json(),
@@ -76,9 +85,7 @@ def save(graph: Graph, folder: Path) -> None:
         ],
         "tensors": list(_saved_tensors(graph.module, tensors)),
     }
-    tensors |= {f"example:{i}": each.detach().cpu().contiguous().clone() for i, each in enumerate(graph.example)}
-    save_file(tensors, folder / WEIGHTS_FILE)
-    (folder / GRAPH_FILE).write_text(json.dumps(fields, allow_nan=False, separators=(",", ":")))
+    _write(folder, fields, tensors | _stored_examples(graph))
 
 
 def load(folder: Path) -> Graph:
@@ -93,6 +100,8 @@ def load(folder: Path) -> Graph:
         # Cloned, because tensors mapped from the file are not aligned, and unaligned products round differently.
         arrays = {name: array.clone() for name, array in load_file(folder / WEIGHTS_FILE).items()}
         schema = Schema.from_json(fields["schema"])
+        if "onnx" in fields:
+            return graph_of(onnx.load(folder / ONNX_FILE), schema, _examples(schema, arrays))
         graph = Graph(module=_loaded_module(fields, arrays), schema=schema, example=_examples(schema, arrays))
         record_values(graph)
     except ArtifactError as error:
@@ -104,6 +113,15 @@ def load(folder: Path) -> Graph:
     except (RuntimeError, SyntaxError, AssertionError, ArithmeticError, MemoryError) as error:
         raise _malformed(folder, error) from error
     return graph
+
+
+def _stored_examples(graph: Graph) -> dict[str, Tensor]:
+    return {f"example:{i}": each.detach().cpu().contiguous().clone() for i, each in enumerate(graph.example)}
+
+
+def _write(folder: Path, fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, folder / WEIGHTS_FILE)
+    (folder / GRAPH_FILE).write_text(json.dumps(fields, allow_nan=False, separators=(",", ":")))
 
 
 def _malformed(folder: Path, error: BaseException) -> ArtifactError:

@@ -14,6 +14,7 @@ from temper.core.errors import MetricError
 from temper.core.lengths import IGNORED
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs
+from temper.measure.agreement import agreement
 
 Scores = NDArray[np.float64]
 
@@ -21,10 +22,10 @@ Scores = NDArray[np.float64]
 def resolve(metric: object) -> Metric:
     """The metric that a task names, brings or defines.
 
-    Accepts "accuracy", "cross_entropy", "cosine" or "perplexity"; a torchmetrics metric, which is copied and called
-    with the first output (or that called `logits`) as torch tensors; a function `(outputs, targets)` on NumPy arrays
-    that returns scores of shape (n,), or one number for the set, where higher is better unless it has an attribute
-    `higher_is_better` that is false; or a `Metric`.
+    Accepts "accuracy", "cross_entropy", "cosine", "agreement" or "perplexity"; a torchmetrics metric, which is copied
+    and called with the first output (or that called `logits`) as torch tensors; a function `(outputs, targets)` on
+    NumPy arrays that returns scores of shape (n,), or one number for the set, where higher is better unless it has an
+    attribute `higher_is_better` that is false; or a `Metric`.
 
     Raises: MetricError for anything else, and for a torchmetrics metric that does not say which way is better.
     """
@@ -325,5 +326,6 @@ NAMED = {
     "accuracy": _named("accuracy", _accuracy),
     "cross_entropy": _named("cross_entropy", _cross_entropy, higher_is_better=False, unit="nat"),
     "cosine": _named("cosine", _cosine, against="original"),
+    "agreement": _named("agreement", agreement, against="original"),
     "perplexity": Metric(name="perplexity", score=_perplexity, per_example=False, higher_is_better=False, pooled=True),
 }

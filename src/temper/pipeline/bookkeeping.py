@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from temper.core.errors import BudgetError, TaskError, UsageError
+from temper.core.facts import is_onnx, is_torch
 from temper.core.frontier import baseline, frontier
 from temper.core.goal import Goal
 from temper.core.journal import Journal
+from temper.core.search import Space
 from temper.core.trial import Trial
-from temper.hardware.detect import missing_runtimes
+from temper.hardware.detect import missing_runtimes, this_host
 from temper.pipeline.prepare import Prepared
 
 CHANCES = 2
@@ -39,6 +41,24 @@ def remember(journal: Journal, prepared: Prepared, goal: Goal, seed: int, comman
             f"this folder holds the run of another task: {', '.join(changed)} differ. Resume it with the task, "
             "goal and seed that it was started with, or start a new run in another folder"
         )
+
+
+def inapplicable(space: Space) -> dict[str, str]:
+    """The techniques and runtimes that cannot be tried on this model, with the reasons.
+
+    Those that work on another kind of model are named together.
+    """
+    lacking = {each.name: fact for each in space.techniques if (fact := space.lacking(each)) is not None}
+    foreign = [name for name, fact in lacking.items() if fact == is_torch]
+    foreign += [name for name in this_host().runtimes if name not in {each.name for each in space.runtimes}]
+    reasons = {
+        name: f"it needs a model of which this is true: {fact}"
+        for name, fact in lacking.items()
+        if fact not in (is_torch, is_onnx)
+    }
+    if foreign:
+        reasons[", ".join(foreign)] = "these work on torch programs, and an ONNX file has none"
+    return reasons
 
 
 def close_unfinished(journal: Journal) -> None:

@@ -11,15 +11,19 @@ import onnx
 
 from temper.core import artifact
 from temper.core.context import Context
-from temper.core.errors import NoEffect
+from temper.core.errors import NoEffect, TemperError, TrialError
+from temper.core.facts import is_onnx
 from temper.core.goal import Conditions
 from temper.core.graph import Graph
 from temper.core.recipe import Recipe
+from temper.core.runtime import Runtime
 from temper.core.target import Target
 from temper.core.technique import applied
 from temper.graph.conversions import kept_in
 from temper.graph.facts import has_quantizers
+from temper.graph.onnx_facts import control_flow
 from temper.graph.onnx_layers import placed
+from temper.graph.onnx_program import onnx_model
 from temper.graph.sensitivity import few, layers_of
 from temper.graph.storage import load
 from temper.measure.child import serve
@@ -47,12 +51,17 @@ def build(
     host = Target.from_json(target)
     context = Context(runtime=steps.runtime, target=host, seed=seed, calibration=arrays or None)
     current = _loaded(graph)
+    if is_onnx.holds(current, context) and not steps.runtime.reads_onnx:
+        raise TrialError(
+            f"runtime {steps.runtime.name} runs torch programs, and an ONNX file has none: the file itself runs in "
+            "runtimes that read ONNX"
+        )
     for technique in steps.techniques:
         current = applied(technique, current, context)
     place = Path(folder)
     with kept_in(Path(graph).parent / CONVERSIONS):
         steps.runtime.export(current, place)
-    executed = steps.runtime.executed(place, current.schema)
+    executed = _executed(steps.runtime, place, current)
     if has_quantizers.holds(current, context) and not any(each.startswith("int") for each in executed):
         raise NoEffect(f"{steps}: the graph is quantized, but {steps.runtime.name} executes no operator in integers")
     artifact.write(
@@ -76,7 +85,7 @@ def explain(
     seed: int,
     limit_s: float,
 ) -> list[dict[str, Any]]:
-    """The layers of the artifact in the folder, which the recipe made of the stored graph, as JSON.
+    """The layers of the artifact in the folder, made of the stored graph by the recipe, as JSON; none of an ONNX file.
 
     What the quantizers lose is measured on as many calibration inputs as fit into the time.
     """
@@ -84,6 +93,8 @@ def explain(
     arrays = tuple(np.load(file, allow_pickle=False) for file in calibration)
     context = Context(runtime=steps.runtime, target=Target.from_json(target), seed=seed, calibration=arrays or None)
     current = reference = _loaded(graph)
+    if is_onnx.holds(current, context):
+        return []
     for technique in steps.techniques:
         current = applied(technique, current, context)
         if not has_quantizers.holds(current, context):
@@ -93,6 +104,20 @@ def explain(
     if file.exists():
         layers = placed(layers, onnx.load(file, load_external_data=False))
     return [asdict(layer) for layer in layers]
+
+
+def _executed(runtime: Runtime, place: Path, graph: Graph) -> Mapping[str, int]:
+    """What the runtime says that it executes. Raises: TrialError saying why, where it cannot load an ONNX file."""
+    try:
+        return runtime.executed(place, graph.schema)
+    except Exception as error:
+        model = onnx_model(graph)
+        if model is None or isinstance(error, TemperError):
+            raise
+        deciding = len(control_flow(model))
+        why = f", in which {deciding} nodes decide by value what is run (If, Loop, Scan)" if deciding else ""
+        words = " ".join(str(error).split())
+        raise TrialError(f"{runtime.name} cannot run the ONNX file{why}: ...{words[-200:]}") from error
 
 
 @cache

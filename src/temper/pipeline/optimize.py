@@ -34,6 +34,7 @@ from temper.pipeline.bookkeeping import (
     command,
     counted,
     frozen,
+    inapplicable,
     outcome,
     remember,
     untried_runtimes,
@@ -143,6 +144,10 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
         tell("the proof of this run was opened before: its candidates stay as they are")
         return
     space = space_of(prepared.graph, prepared.target, workshop.goal, workshop.seed, prepared.calibration)
+    if journal.fact("inapplicable") is None:
+        journal.note(inapplicable=inapplicable(space))
+        for name, reason in journal.fact("inapplicable").items():
+            tell(f"not tried: {name}: {reason}")
     strategy = catalog.get(Search, search)()
     on_selection = subject(
         prepared.module, prepared.parts.selection, "selection", prepared.metric, prepared.graph.schema, workshop.seed

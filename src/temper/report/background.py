@@ -86,6 +86,7 @@ def environment(findings: Findings) -> Html:
             )
         ),
         _missing(facts.get("missing") or {}),
+        _inapplicable(facts.get("inapplicable") or {}),
     )
 
 
@@ -119,6 +120,12 @@ def _missing(missing: Mapping[str, Any]) -> Html:
     entries = (tag("li", tag("b", name.replace("_", " ")), ": ", str(sentence)) for name, sentence in missing.items())
     found = plural(len(missing), "runtime")
     return joined((tag("p", f"Not installed here, and therefore not tried: {found}."), tag("ul", *entries)))
+
+
+def _inapplicable(reasons: Mapping[str, Any]) -> Html:
+    entries = (tag("li", tag("b", name), ": ", str(sentence)) for name, sentence in reasons.items())
+    told = tag("p", "Not tried, because the model is not one that they work on:")
+    return joined((told, tag("ul", *entries))) if reasons else joined(())
 
 
 def _block(text: str, what: str) -> Html:

@@ -30,6 +30,7 @@ class OnnxRuntime(Runtime):
     """Run the graph as ONNX with float32 and integer kernels."""
 
     package = "onnxruntime"
+    reads_onnx = True
     integers = IntegerScheme(symmetric_matmul=False, integer_bias=True, dynamic="tensor", blocks=True)
 
     optimization: str = knob("all", among=("all", "extended"), help="how far the graph is rewritten at load time")

@@ -39,6 +39,7 @@ class OpenVino(Runtime):
 
     package = "openvino"
     extra = "openvino"
+    reads_onnx = True
     integers = IntegerScheme(symmetric_matmul=True, integer_bias=False, dynamic="rows", blocks=True)
 
     precision: str = knob(

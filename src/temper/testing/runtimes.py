@@ -22,6 +22,7 @@ from temper.graph.facts import has_quantizers
 from temper.testing import plugs
 from temper.testing.bits import contents, differences, outputs_of, same
 from temper.testing.graphs import Example, examples
+from temper.testing.onnx_files import onnx_examples
 from temper.testing.techniques import context_of, prepare
 
 EXACT, LOOSE = 1e-4, 3e-2
@@ -52,8 +53,11 @@ def check(runtime: type[Runtime]) -> None:
         check_float(variant, small)
     for example in others:
         check_float(runtime(), example, cleanly=example is others[-1])
+    files = onnx_examples() if runtime.reads_onnx else ()
+    for example in files:
+        check_float(runtime(), example)
     if runtime.integers is not None:
-        counts = [check_integers(runtime(), example) for example in (small, *others)]
+        counts = [check_integers(runtime(), example) for example in (small, *others, *files)]
         assert any(counts), f"{runtime.name} has integer kernels, and no technique makes a graph for them"
 
 

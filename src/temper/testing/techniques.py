@@ -10,7 +10,8 @@ import torch
 
 from temper.core import catalog
 from temper.core.context import Context
-from temper.core.errors import NoEffect, TrialError
+from temper.core.errors import MissingExtra, NoEffect, TrialError
+from temper.core.facts import Installed, is_onnx
 from temper.core.goal import Goal
 from temper.core.graph import Graph
 from temper.core.runtime import IntegerScheme, Runtime
@@ -21,16 +22,25 @@ from temper.hardware.detect import this_host
 from temper.testing import plugs
 from temper.testing.bits import contents, differences, outputs_of, same
 from temper.testing.graphs import Example, examples
+from temper.testing.onnx_files import onnx_examples
 
 SEED = 7
 BATCHES = (1, 3)
 
 
 def check(technique: type[Technique]) -> None:
-    """Assert that the technique keeps its contract on the graphs of `temper.testing.graphs`, with each of its knobs."""
+    """Assert that the technique keeps its contract on the graphs of `temper.testing.graphs`, with each of its knobs.
+
+    One that works on ONNX files is tried on those of `temper.testing.onnx_files`. Raises: AssertionError; MissingExtra
+    if it needs a package that is not installed, which is no fault of the technique.
+    """
     plugs.check(technique, Technique)
+    example, *_ = examples()
+    for fact in technique.needs:
+        if isinstance(fact, Installed) and not fact.holds(example.graph, context_of(example, runtimes()[0])):
+            raise MissingExtra(f"{technique.name} is not tried, because this does not hold here: {fact}")
     had_effect = False
-    for example in examples():
+    for example in onnx_examples() if is_onnx in technique.needs else examples():
         for runtime in runtimes():
             context = context_of(example, runtime)
             check_needs(technique(), example, context)

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from temper.core.facts import Fact
+from temper.core.facts import Fact, is_torch
 from temper.core.goal import Goal
 from temper.core.graph import Graph
 from temper.core.recipe import Recipe
@@ -34,7 +34,7 @@ HOPE = technique("hope", (RARE,), ())
 
 def chain(wanted: type[Technique], *holding: Fact) -> tuple[str, ...] | None:
     def holds(fact: Fact, runtime: Runtime) -> bool:
-        return fact in holding
+        return fact in (is_torch, *holding)
 
     space = Space(goal=Goal(), runtimes=(OnnxRuntime,), techniques=(SHIP, LOOP, PACK, WASH, HOPE), holds=holds)
     found = space.chain(wanted, OnnxRuntime())
@@ -60,7 +60,7 @@ def test_facts_and_their_negation() -> None:
 
 def space_of(*techniques: type[Technique], holding: tuple[Fact, ...]) -> Space:
     def holds(fact: Fact, runtime: Runtime) -> bool:
-        return fact in holding or (fact.name.startswith("not ") and ~fact not in holding)
+        return fact in (is_torch, *holding) or (fact.name.startswith("not ") and ~fact not in holding)
 
     return Space(goal=Goal(), runtimes=(OnnxRuntime,), techniques=techniques, holds=holds)
 

@@ -1,0 +1,196 @@
+"""ONNX files as graphs: inputs matched, constants written in, examples counted first, branches decided."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, helper, numpy_helper
+
+from temper.core.data import Examples
+from temper.core.errors import DataError, TaskError, UsageError
+from temper.core.schema import Array
+from temper.core.task import OnnxFile
+from temper.graph.onnx_adoption import adopt, batch_axis
+from temper.graph.onnx_facts import control_flow, decided_branches, float_products
+from temper.graph.onnx_folding import folded
+from temper.graph.onnx_program import nodes_of, onnx_model, with_model
+from temper.graph.storage import load, save
+
+RECURRENT = """
+<ir_version: 8, opset_import: ["": 17]>
+recurrent (float[batch, width] x, float[2, batch, 4] state, int64 rate) => (float[batch, 4] y, float[2, batch, 4] next)
+{
+    known = Constant <value = int64 {16000}> ()
+    fast = Equal (rate, known)
+    weight = If (fast) <
+        then_branch = then () => (float[3, 4] a) { a = Identity (first) },
+        else_branch = other () => (float[3, 4] b) { b = Identity (second) }
+    >
+    seen = MatMul (x, weight)
+    next = Add (state, seen)
+    y = ReduceSum <keepdims = 0> (next, axis)
+}
+"""
+FIXED = """
+<ir_version: 8, opset_import: ["": 17]>
+fixed (float[2, 3] x) => (float[2, 4] y) { y = MatMul (x, first) }
+"""
+HALVES = """
+<ir_version: 8, opset_import: ["": 17]>
+halves (float16[batch, 3] x) => (float16[batch, 3] y) { y = Add (x, x) }
+"""
+
+
+def written(text: str, folder: Path) -> Path:
+    model: ModelProto = onnx.parser.parse_model(text)
+    weights = {"first": np.eye(3, 4, dtype=np.float32), "second": np.ones((3, 4), np.float32), "axis": np.array([0])}
+    used = {name for node in nodes_of(model.graph) for name in node.input}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(each, name) for name, each in weights.items() if name in used
+    )
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def examples(**inputs: Array) -> Examples:
+    return Examples(inputs=tuple(inputs.values()), names=tuple(inputs))
+
+
+@pytest.fixture
+def streams() -> Examples:
+    generator = np.random.default_rng(0)
+    state = generator.normal(size=(6, 2, 4)).astype(np.float32)
+    return examples(state=state, x=generator.normal(size=(6, 3)).astype(np.float32))
+
+
+def test_state_and_constant_become_ordinary_inputs(tmp_path: Path, streams: Examples) -> None:
+    file = OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 16000})
+    original, graph = adopt(file, streams, batch=1)
+    assert [str(spec) for spec in graph.schema.inputs] == ["x: float32[batch, 3]", "state: float32[batch, 2, 4]"]
+    assert [spec.shape for spec in graph.schema.outputs] == [(None, 4), (None, 2, 4)]
+    state, x = streams.inputs
+    following = state + (x @ np.eye(3, 4, dtype=np.float32))[:, None]
+    for outputs in (
+        graph(*map(torch.from_numpy, (x, state))),
+        tuple(original(torch.tensor(x), torch.tensor(state)).values()),
+    ):
+        assert np.allclose(outputs[0], following.sum(1), atol=1e-6)
+        assert np.allclose(outputs[1], following, atol=1e-6)
+
+
+def test_the_reference_follows_the_constant(tmp_path: Path, streams: Examples) -> None:
+    path = written(RECURRENT, tmp_path)
+    one, other = (adopt(OnnxFile(path=path, constants={"rate": rate}), streams, batch=1)[0] for rate in (16000, 8000))
+    assert not one.state_dict()["digest"].equal(other.state_dict()["digest"])
+    given = {name: torch.tensor(each) for name, each in zip(streams.names or (), streams.inputs)}
+    assert not torch.equal(one(**given)["y"], other(**given)["y"])
+
+
+def test_a_branch_that_a_constant_decides_is_folded_away(tmp_path: Path, streams: Examples) -> None:
+    _, graph = adopt(OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}), streams, batch=1)
+    model = onnx_model(graph)
+    assert model is not None
+    assert len(decided_branches(model.graph)) == 1
+    smaller = with_model(graph, folded(graph))
+    after = onnx_model(smaller)
+    assert after is not None
+    assert not control_flow(after)
+    assert len(float_products(after)) == 1
+    for one, same in zip(graph(*graph.example), smaller(*graph.example)):
+        assert torch.allclose(one, same, atol=1e-6)
+
+
+def test_a_branch_that_an_input_decides_stays(tmp_path: Path, streams: Examples) -> None:
+    model = onnx.load(written(RECURRENT, tmp_path))
+    model.graph.node.insert(0, helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0))
+    model.graph.node.insert(1, helper.make_node("Cast", ["largest"], ["rate"], to=onnx.TensorProto.INT64))
+    del model.graph.input[2]
+    onnx.save(model, tmp_path / "model.onnx")
+    _, graph = adopt(OnnxFile(path=tmp_path / "model.onnx"), streams, batch=1)
+    kept = onnx_model(graph)
+    assert kept is not None
+    assert not decided_branches(kept.graph)
+    assert not float_products(kept)
+
+
+def test_without_a_dynamic_batch_the_sizes_are_those_measured(tmp_path: Path, streams: Examples) -> None:
+    file = OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}, dynamic_batch=False)
+    _, graph = adopt(file, streams, batch=1)
+    assert graph.schema.batch == 1
+    assert graph.schema.outputs[1].shape == (1, 2, 4)
+
+
+def test_a_fixed_batch_other_than_the_measured_one_is_said(tmp_path: Path) -> None:
+    file = OnnxFile(path=written(FIXED, tmp_path))
+    rows = examples(x=np.ones((5, 3), np.float32))
+    assert adopt(file, rows, batch=2)[1].schema.batch == 2
+    with pytest.raises(UsageError, match=r"takes a batch of 2 only.*--batch 2"):
+        adopt(file, rows, batch=1)
+
+
+def test_half_precision_inside_is_float32_outside(tmp_path: Path) -> None:
+    rows = examples(x=np.ones((5, 3), np.float32))
+    _, graph = adopt(OnnxFile(path=written(HALVES, tmp_path)), rows, batch=1)
+    (output,) = graph(torch.full((2, 3), 1.5))
+    assert output.dtype is torch.float32
+    assert output.tolist() == [[3.0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "constants", "message"),
+    [
+        ({"x": (6, 3), "state": (6, 2, 4)}, {}, r"constants=\{'rate': \.\.\.\}"),
+        ({"x": (6, 3), "state": (6, 3, 4)}, {"rate": 1}, "no batch of examples fits all"),
+        ({"x": (6, 3), "wrong": (6, 2, 4)}, {"rate": 1}, "Give a dict of arrays by these names"),
+        ({"x": (6, 3), "state": (6, 9, 9)}, {"rate": 1}, r"takes state: float32\[2, batch, 4\]"),
+        ({"x": (6, 3), "state": (6, 2, 4), "rate": (6, 1)}, {}, "is a constant"),
+    ],
+)
+def test_data_that_does_not_fit_is_said(
+    tmp_path: Path, given: dict[str, tuple[int, ...]], constants: dict[str, int], message: str
+) -> None:
+    arrays = {name: np.ones(shape, np.int64 if name == "rate" else np.float32) for name, shape in given.items()}
+    with pytest.raises(DataError, match=message):
+        adopt(OnnxFile(path=written(RECURRENT, tmp_path), constants=constants), examples(**arrays), batch=1)
+
+
+def test_bad_files_and_constants_are_said(tmp_path: Path, streams: Examples) -> None:
+    path = written(RECURRENT, tmp_path)
+    with pytest.raises(TaskError, match="no input called 'speed'; its inputs are x, state, rate"):
+        adopt(OnnxFile(path=path, constants={"speed": 1}), streams, batch=1)
+    with pytest.raises(TaskError, match=r"'rate' has shape \(2,\)"):
+        adopt(OnnxFile(path=path, constants={"rate": [1, 2]}), streams, batch=1)
+    path.write_bytes(b"no model")
+    with pytest.raises(TaskError, match="cannot be run by ONNX Runtime"):
+        adopt(OnnxFile(path=path), streams, batch=1)
+
+
+def test_graphs_of_files_are_copied_and_stored(tmp_path: Path, streams: Examples) -> None:
+    _, graph = adopt(OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}), streams, batch=1)
+    graph(*graph.example)  # a session exists, which cannot be copied
+    (tmp_path / "stored").mkdir()
+    save(graph.copy(), tmp_path / "stored")
+    again = load(tmp_path / "stored")
+    assert again.schema == graph.schema
+    for one, same in zip(graph(*graph.example), again(*again.example), strict=True):
+        assert torch.equal(one, same)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "example", "batch", "axis"),
+    [
+        ([None, 3, 8], (3, 8), 1, 0),
+        ([2, None, 128], (2, 128), 1, 1),
+        ([2, None, 128], (2, 128), 2, 1),
+        ([1, 3, 8], (3, 8), 1, 0),
+        ([4, 1, 8], (4, 8), 1, 1),
+        ([1, 3, 8], (3, 9), 1, None),
+        ([], (), 1, None),
+    ],
+)
+def test_the_axis_of_the_examples(
+    sizes: list[int | None], example: tuple[int, ...], batch: int, axis: int | None
+) -> None:
+    assert batch_axis(sizes, example, batch) == axis

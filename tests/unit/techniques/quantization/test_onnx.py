@@ -1,0 +1,152 @@
+"""Techniques for ONNX files: what they need, what they leave alone, and what they say when they do not apply."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto
+
+from temper.core import catalog
+from temper.core.context import Context
+from temper.core.errors import NoEffect, TrialError
+from temper.core.graph import Graph
+from temper.core.runtime import Runtime
+from temper.core.technique import Technique, applied
+from temper.graph.facts import has_quantizers
+from temper.graph.onnx_facts import control_flow, float_products
+from temper.graph.onnx_program import onnx_model, with_model
+from temper.hardware.detect import this_host
+from temper.techniques.fusion.batch_norm import BatchNormFusion
+from temper.techniques.fusion.onnx_constants import OnnxConstantFolding
+from temper.techniques.quantization._onnx import behind_products, prepared, saturates
+from temper.techniques.quantization.onnx_dynamic import OnnxDynamicQuantization
+from temper.techniques.quantization.onnx_static import OnnxStaticQuantization, _quantized, most_sensitive
+from temper.testing.graphs import Example
+from temper.testing.onnx_files import onnx_examples
+from temper.testing.techniques import context_of
+
+
+def example(name: str) -> tuple[Example, Context]:
+    found = next(each for each in onnx_examples() if each.name == f"ONNX {name}")
+    return found, context_of(found, catalog.get(Runtime, "onnxruntime")())
+
+
+def model_of(graph: Graph) -> ModelProto:
+    model = onnx_model(graph)
+    assert model is not None
+    return model
+
+
+def operators(graph: Graph) -> list[str]:
+    return [node.op_type for node in model_of(graph).graph.node]
+
+
+def test_folding_decides_the_branch_and_absorbs_the_batch_norm() -> None:
+    found, context = example("convolutions")
+    after = applied(OnnxConstantFolding(), found.graph, context)
+    assert not {"If", "Sigmoid", "BatchNormalization"} & set(operators(after))
+    inputs = tuple(map(torch.from_numpy, found.inputs(4, seed=9)))
+    assert torch.allclose(after(*inputs)[0], found.graph(*inputs)[0], atol=1e-6)
+    with pytest.raises(NoEffect, match="nothing to fold"):
+        applied(OnnxConstantFolding(), after, context)
+
+
+def test_static_quantization_leaves_what_follows_the_last_product() -> None:
+    found, context = example("convolutions")
+    after = applied(OnnxStaticQuantization(), found.graph, context)
+    makers = {output: node for node in model_of(after).graph.node for output in node.output}
+    assert makers["probabilities"].op_type == "Softmax"
+    weights = [each for each in model_of(after).graph.initializer if each.data_type == onnx.TensorProto.INT8]
+    assert {each.dims[0] for each in weights if len(each.dims) > 1} == {8, 5}
+    assert "DequantizeLinear" in operators(after)
+
+
+def test_float_layers_stay_in_float() -> None:
+    found, context = example("convolutions")
+    whole, spared = (applied(OnnxStaticQuantization(float_layers=count), found.graph, context) for count in (0, 1))
+    assert operators(spared).count("DequantizeLinear") < operators(whole).count("DequantizeLinear")
+    with pytest.raises(NoEffect, match="float_layers=4, and the file has 3 products"):
+        applied(OnnxStaticQuantization(float_layers=4), found.graph, context)
+
+
+def test_sensitivity_ranks_the_product_with_the_coarsest_input() -> None:
+    found, _ = example("convolutions")
+    feeds = [{"image": found.inputs(1, seed=seed)[0]} for seed in range(3)]
+    model = _quantized(prepared(found.graph), feeds, [], signed=False, narrow=False, explicit=True)
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    makers = {output: node for node in model.graph.node for output in node.output}
+    scale = makers[first.input[0]].input[1]
+    for tensor in model.graph.initializer:
+        if tensor.name == scale:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(1.0), scale))
+    assert most_sensitive(model, feeds, 1) == [first.name]
+
+
+def test_dynamic_quantization_needs_no_calibration_and_spares_convolutions() -> None:
+    found, context = example("products")
+    after = applied(OnnxDynamicQuantization(), found.graph, replace(context, calibration=None))
+    assert operators(after).count("MatMulInteger") == 2
+    convolutions, context = example("convolutions")
+    after = applied(OnnxDynamicQuantization(), convolutions.graph, context)
+    assert operators(after).count("Conv") == 2
+
+
+@pytest.mark.parametrize(
+    ("technique", "message"),
+    [
+        (OnnxStaticQuantization(), "float weights outside of branches"),
+        (OnnxDynamicQuantization(), "has matrix products or LSTMs"),
+        (BatchNormFusion(), "is a torch program"),
+    ],
+)
+def test_control_flow_and_the_kind_of_model_are_named(technique: Technique, message: str) -> None:
+    found, context = example("convolutions")
+    model: ModelProto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        branching (float[batch, 3, 8, 8] image) => (float[batch, 3, 8, 8] probabilities)
+        {
+            largest = ReduceMax <keepdims = 0> (image)
+            chosen = Cast <to = 9> (largest)
+            probabilities = If (chosen) <
+                then_branch = then () => (float[batch, 3, 8, 8] a) { a = Relu (image) },
+                else_branch = other () => (float[batch, 3, 8, 8] b) { b = Neg (image) }
+            >
+        }
+    """)
+    graph = with_model(found.graph, model)
+    assert len(control_flow(model)) == 1
+    assert not float_products(model)
+    with pytest.raises(TrialError, match=message):
+        applied(technique, graph, context)
+
+
+def test_onnx_techniques_refuse_torch_programs_and_quantized_files() -> None:
+    from temper.testing.graphs import examples
+
+    found, context = example("convolutions")
+    with pytest.raises(TrialError, match="is an ONNX file"):
+        applied(OnnxStaticQuantization(), examples()[0].graph, context)
+    after = applied(OnnxStaticQuantization(), found.graph, context)
+    assert has_quantizers.holds(after, context)
+    with pytest.raises(TrialError, match="float weights"):
+        applied(OnnxStaticQuantization(), after, context)
+
+
+def test_weights_are_narrow_only_where_sums_saturate() -> None:
+    def with_features(*features: str) -> Any:
+        return replace(this_host(), features=features)
+
+    assert saturates(with_features("avx2", "avx512f"))
+    assert not saturates(with_features("avx2", "avx512_vnni"))
+
+
+def test_the_tail_is_what_no_product_follows() -> None:
+    found, _ = example("products")
+    names = {node.name: node.op_type for node in model_of(found.graph).graph.node}
+    assert [names[each] for each in behind_products(model_of(found.graph))] == []
+    found, _ = example("convolutions")
+    names = {node.name: node.op_type for node in model_of(found.graph).graph.node}
+    assert [names[each] for each in behind_products(model_of(found.graph))] == ["Softmax"]
