@@ -92,15 +92,15 @@ class Space:
                     break
 
     def aided(self, recipe: Recipe) -> Recipe:
-        """The recipe with every auxiliary technique that fits."""
+        """The recipe with every auxiliary technique that fits and is not slow."""
         while (longer := next(self.aids(recipe), None)) is not None:
             recipe = longer
         return recipe
 
     def aids(self, recipe: Recipe) -> Iterator[Recipe]:
-        """The recipe with one auxiliary technique more."""
+        """The recipe with one auxiliary technique more, none that is slow."""
         for longer in self.insertions(recipe):
-            if any(each.auxiliary for each in longer.techniques if each not in recipe.techniques):
+            if any(each.auxiliary and not each.slow for each in longer.techniques if each not in recipe.techniques):
                 yield longer
 
 

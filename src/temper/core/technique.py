@@ -17,15 +17,17 @@ class Technique(Plug):
 
     `needs` are facts that must hold before, `leaves` facts that hold after; `reference` cites the paper. One that is
     `auxiliary` makes nothing cheaper by itself: it prepares for another technique or repairs what that one lost, so a
-    search puts it beside others and never tries it alone. Whoever calls `apply` passes a copy that may be changed in
-    place. An `apply` that finds nothing to do raises NoEffect. A technique works on torch programs, and that is the
-    first of its needs, unless it says that it needs an ONNX file.
+    search puts it beside others and never tries it alone; a `slow` one takes minutes on large layers, so it is added
+    last and by itself. Whoever calls `apply` passes a copy that may be changed in place. An `apply` that finds nothing
+    to do raises NoEffect. A technique works on torch programs, and that is the first of its needs, unless it says that
+    it needs an ONNX file.
     """
 
     folder: ClassVar[str] = "temper.techniques"
     needs: ClassVar[tuple[Fact, ...]] = ()
     leaves: ClassVar[tuple[Fact, ...]] = ()
     auxiliary: ClassVar[bool] = False
+    slow: ClassVar[bool] = False
     reference: ClassVar[str] = ""
 
     def __init_subclass__(cls, **options: Any) -> None:

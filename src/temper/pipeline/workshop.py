@@ -100,7 +100,8 @@ class Workshop:
                 time_s=time_s,
                 inputs=_names(self.folder.stored(part, "input")),
                 outputs=str(place / "predicted"),
-                batch=PREDICTION_BATCH,
+                # As many as are timed: a runtime may take other kernels for another batch.
+                batch=self.goal.conditions.batch,
                 start=start,
                 stop=stop,
             )

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -59,7 +59,9 @@ class OpenVino(Runtime):
         export_onnx(graph, folder / FILE)
 
     def load(self, folder: Path, schema: Schema, threads: int) -> Runner:
-        return _Request(self._compiled(folder, threads).create_infer_request(), len(schema.outputs))
+        if not schema.dynamic_batch or schema.dynamic_length:
+            return _Request(self._compiled(folder, threads).create_infer_request(), len(schema.outputs))
+        return _Specialized(lambda batch: self._compiled(folder, threads, batch=batch), len(schema.outputs))
 
     def executed(self, folder: Path, schema: Schema) -> Mapping[str, int]:
         """Counts from the compiled model's own description of the kernels it chose.
@@ -77,8 +79,9 @@ class OpenVino(Runtime):
         It says itself which nodes a kernel computes. Its counters cannot be reset, so they include the first calls.
         """
         timed: dict[tuple[str, str], list[float]] = {}
+        batch = len(inputs[0][0]) if schema.dynamic_batch and not schema.dynamic_length else None
         for _ in range(PROFILES):
-            compiled = self._compiled(folder, threads, {"PERF_COUNT": True})
+            compiled = self._compiled(folder, threads, {"PERF_COUNT": True}, batch)
             facts, request = _facts(compiled), compiled.create_infer_request()
             runner = _Request(request, len(schema.outputs))
             for arrays in inputs:
@@ -96,6 +99,8 @@ model = core.read_model(HERE / "{FILE}")
 options = {self._options(threads)!r}
 if model.has_rt_info({ACTIVATION_GROUP}):
     options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = model.get_rt_info({ACTIVATION_GROUP}).astype(str)
+# Compiled for these shapes alone, which is fastest; without this line, for all that the model takes.
+model.reshape({{index: array.shape for index, array in enumerate(inputs.values())}})
 compiled = core.compile_model(model, "CPU", options)
 outputs = list(compiled(list(inputs.values())).values())
 """
@@ -108,11 +113,16 @@ outputs = list(compiled(list(inputs.values())).values())
             options["INFERENCE_PRECISION_HINT"] = "f32"
         return options
 
-    def _compiled(self, folder: Path, threads: int, more: Mapping[str, Any] | None = None) -> Any:
+    def _compiled(
+        self, folder: Path, threads: int, more: Mapping[str, Any] | None = None, batch: int | None = None
+    ) -> Any:
+        """The compiled model; for that batch alone, where one is given."""
         import openvino
 
         core = openvino.Core()
         model = core.read_model(str(folder / FILE))
+        if batch is not None:
+            model.reshape({index: [batch, *each.partial_shape[1:]] for index, each in enumerate(model.inputs)})
         options = {**self._options(threads), **(more or {})}
         if model.has_rt_info(ACTIVATION_GROUP):
             options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = model.get_rt_info(ACTIVATION_GROUP).astype(str)
@@ -151,3 +161,29 @@ class _Request:
         # Without sharing, results would be copied twice; the copy here makes them the caller's.
         results = self._infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=True)
         return tuple(np.array(results[index]) for index in self._outputs)
+
+
+class _Specialized:
+    """Requests of a model whose batch is dynamic: the first batch that comes gets a model compiled for it alone.
+
+    A model of fixed shapes is up to a fifth faster on small networks. Other batches share one of dynamic shapes.
+    """
+
+    def __init__(self, compiled: Callable[[int | None], Any], outputs: int) -> None:
+        self._compiled, self._outputs = compiled, outputs
+        self._batch: int | None = None
+        self._own: _Request
+        self._others: _Request | None = None
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        batch = len(arrays[0])
+        if self._batch is None:
+            self._batch, self._own = batch, self._request(batch)
+        if batch == self._batch:
+            return self._own.run(*arrays)
+        if self._others is None:
+            self._others = self._request(None)
+        return self._others.run(*arrays)
+
+    def _request(self, batch: int | None) -> _Request:
+        return _Request(self._compiled(batch).create_infer_request(), self._outputs)

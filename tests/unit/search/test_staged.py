@@ -25,10 +25,10 @@ GOAL = Goal()
 
 
 def space(holds: Callable[[Fact, Runtime], bool] | None = None, *, techniques: bool = True) -> Space:
-    from temper.core.facts import has_calibration, has_integer_runtime
+    from temper.core.facts import has_calibration, has_integer_runtime, is_torch
     from temper.graph.facts import has_float_layers, has_foldable_batch_norm
 
-    true = {has_calibration, has_integer_runtime, has_float_layers, has_foldable_batch_norm}
+    true = {is_torch, has_calibration, has_integer_runtime, has_float_layers, has_foldable_batch_norm}
 
     def said(fact: Fact, runtime: Runtime) -> bool:
         if fact in (has_integer_runtime, ~has_integer_runtime):

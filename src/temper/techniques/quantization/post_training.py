@@ -7,9 +7,7 @@ whether activations are signed depends on which integer kernels the runtime has.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from temper.core.context import Context
 from temper.core.errors import NoEffect
@@ -29,9 +27,8 @@ from temper.graph.facts import (
     has_foldable_batch_norm,
     has_quantizers,
     is_call,
-    weighted_layers,
 )
-from temper.graph.quantizers import is_quantizer
+from temper.graph.sensitivity import sensitivities
 from temper.graph.surgery import clean
 from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
 from temper.techniques.quantization._placement import quantized_edges, range_sources
@@ -129,35 +126,7 @@ def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[N
 
 
 def most_sensitive(graph: Graph, calibration: tuple[Array, ...], count: int) -> set[str]:
-    """The names of the layers whose quantizers, alone, change the outputs most (mean squared error).
-
-    One run of the quantized graph a layer, over the first calibration inputs, with all other quantizers switched off.
-    """
+    """The names of the layers whose quantizers, alone, change the outputs most, over the first calibration inputs."""
     few = tuple(each[:SENSITIVITY_EXAMPLES] for each in calibration)
-    inputs = list(batches(graph, few))
-    exact = _outputs(graph, inputs, set())
-    errors = {}
-    for layer in weighted_layers(graph):
-        active: set[object] = {argument for argument in layer.args if is_quantizer(argument)}
-        active |= {user for user in layer.users if is_quantizer(user)}
-        changed = _outputs(graph, inputs, active)
-        errors[layer.name] = sum(float(((a - b) ** 2).sum()) for a, b in zip(exact, changed))
-    return set(sorted(errors, key=errors.__getitem__, reverse=True)[:count])
-
-
-class _Selective(Interpreter):
-    """Runs a graph with only the `active` quantizers at work."""
-
-    def __init__(self, graph: Graph, active: set[object]) -> None:
-        super().__init__(graph.module)
-        self.active = active
-
-    def run_node(self, n: Node) -> object:
-        if is_quantizer(n) and n not in self.active:
-            return self.env[n.args[0]]  # type: ignore[index]
-        return super().run_node(n)
-
-
-def _outputs(graph: Graph, inputs: Sequence[tuple[Tensor, ...]], active: set[object]) -> list[Tensor]:
-    with torch.no_grad():
-        return [output for batch in inputs for output in _Selective(graph, active).run(*batch)]
+    lost = sensitivities(graph, list(batches(graph, few)))
+    return set(sorted(lost, key=lost.__getitem__, reverse=True)[:count])

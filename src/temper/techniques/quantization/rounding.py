@@ -37,6 +37,7 @@ class Rounding(Technique):
     needs = (has_calibration, has_quantizers)
     leaves = (has_quantizers,)
     auxiliary = True
+    slow = True
     reference = (
         "Frantar et al. 2023, arXiv 2210.17323; Nagel et al. 2020, arXiv 2004.10568; Chen et al. 2025, arXiv 2507.18553"
     )
