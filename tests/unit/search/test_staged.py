@@ -113,7 +113,7 @@ def test_defaults_that_could_not_be_measured_still_have_their_neighbours_tried_o
     assert len(keys) == len(set(keys))
     ranges = [each.recipe.techniques[-1].ranges for each in history if each.recipe.techniques]
     assert ranges[0] == "minmax"
-    assert {"minmax", "percentile", "mse"} == set(ranges)
+    assert {"minmax", "percentile", "mse", "entropy"} == set(ranges)
 
 
 def test_when_every_recipe_fails_the_search_ends() -> None:
