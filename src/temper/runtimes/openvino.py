@@ -178,12 +178,19 @@ class _Specialized:
     def run(self, *arrays: Array) -> tuple[Array, ...]:
         batch = len(arrays[0])
         if self._batch is None:
-            self._batch, self._own = batch, self._request(batch)
+            self._batch, self._own = batch, self._first(batch)
         if batch == self._batch:
             return self._own.run(*arrays)
         if self._others is None:
             self._others = self._request(None)
         return self._others.run(*arrays)
+
+    def _first(self, batch: int) -> _Request:
+        try:
+            return self._request(batch)
+        except RuntimeError:
+            # Its passes over fixed shapes fail on some models (DeBERTa, version 2026.4) that it runs at dynamic ones.
+            return self._request(None)
 
     def _request(self, batch: int | None) -> _Request:
         return _Request(self._compiled(batch).create_infer_request(), self._outputs)
