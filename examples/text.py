@@ -23,15 +23,16 @@ Texts = list[np.ndarray]
 
 
 def docstrings() -> tuple[Texts, np.ndarray]:
-    """Token numbers of each docstring, (length,), and the number of its package, (n,), in random order."""
-    texts, labels = [], []
+    """Token numbers of each docstring, (length,), no two alike, and the number of its package, (n,), in random order."""
+    texts, labels, seen = [], [], set()
     for label, package in enumerate(PACKAGES):
         for file in sorted((Path(sysconfig.get_path("stdlib")) / package).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8-sig"))):
                 documented = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module))
                 words = re.findall(r"\w+", (ast.get_docstring(node) or "").lower()) if documented else []
-                if len(words) >= 4:
-                    numbers = [1 + crc32(word.encode()) % (VOCABULARY - 1) for word in words[:LONGEST]]
+                numbers = tuple(1 + crc32(word.encode()) % (VOCABULARY - 1) for word in words[:LONGEST])
+                if len(words) >= 4 and numbers not in seen:
+                    seen.add(numbers)
                     texts.append(np.asarray(numbers, dtype=np.int64))
                     labels.append(label)
     order = np.random.default_rng(0).permutation(len(texts))
@@ -76,7 +77,7 @@ def task() -> Task:
     texts, labels = docstrings()
     half, most = len(texts) // 2, len(texts) // 2 + len(texts) // 8
     data = Data(
-        calibration=texts[:256],
+        calibration=(texts[:256], labels[:256]),
         selection=(texts[half:most], labels[half:most]),
         proof=(texts[most:], labels[most:]),
     )
