@@ -26,6 +26,8 @@ from temper.graph.onnx_surgery import FLOATS, Port, bake, examples_first, name_n
 
 TOLERANCE = 1e-4
 """Greatest difference, relative to the output's own scale, between the file and what is made of it."""
+COMPARED = 16
+"""Examples that a file must answer together as alone: one that decides by the whole batch may do so for a few."""
 EXAMPLE_BATCH = 2
 """The least batch whose axis differs from that of a single example."""
 
@@ -199,10 +201,10 @@ def _input_port(value: ValueInfoProto, spec: TensorSpec, batch: int) -> Port:
 
 def _dynamic_axes(original: OriginalFile, examples: Examples) -> tuple[int, ...] | None:
     """The axis of each output that counts the examples; None if the file does not answer each as it does alone."""
-    inputs = _batch(examples, EXAMPLE_BATCH)
+    inputs = _batch(examples, COMPARED)
     try:
         together = original.run(inputs)
-        alone = [original.run([each[row : row + 1] for each in inputs]) for row in range(EXAMPLE_BATCH)]
+        alone = [original.run([each[row : row + 1] for each in inputs]) for row in range(COMPARED)]
     except Exception:  # noqa: BLE001 -- a file that does not take this batch raises whatever its operators raise
         return None
     axes = []

@@ -10,8 +10,7 @@ from temper.graph.onnx_program import all_constants, constants, nodes_of, onnx_m
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that integer kernels are for."""
-MATRIX_PRODUCTS = ("MatMul", "Gemm", "LSTM")
-"""Those whose inputs are worth quantizing anew in every call."""
+MATRIX_PRODUCTS = ("MatMul", "Gemm")
 CONTROL_FLOW = ("If", "Loop", "Scan")
 QUANTIZED = ("QuantizeLinear", "DynamicQuantize", "QLinear", "ConvInteger", "MatMulInteger", "QGemm", "QAttention")
 """What the names of operators that make or take integers begin with."""
@@ -23,10 +22,15 @@ def float_products(model: ModelProto) -> list[NodeProto]:
 
 
 def float_matrix_products(model: ModelProto) -> list[NodeProto]:
-    """The matrix products and LSTMs with a float weight of known value, also in branches: sizes may decide those."""
+    """The matrix products with a float weight of known value, and the LSTMs, also in branches: sizes may decide those.
+
+    An LSTM's weights are often put together by other nodes, which folding does away with.
+    """
     known = all_constants(model)
     return [
-        node for node in nodes_of(model.graph) if node.op_type in MATRIX_PRODUCTS and _has_float_weight(node, known)
+        node
+        for node in nodes_of(model.graph)
+        if node.op_type == "LSTM" or (node.op_type in MATRIX_PRODUCTS and _has_float_weight(node, known))
     ]
 
 
@@ -76,6 +80,6 @@ def _fact(name: str, predicate: Callable[[ModelProto], object]) -> Fact:
 
 
 has_float_products = _fact("has convolutions or matrix products with float weights outside of branches", float_products)
-has_float_matrix_products = _fact("has matrix products or LSTMs with float weights", float_matrix_products)
+has_float_matrix_products = _fact("has matrix products with float weights, or LSTMs", float_matrix_products)
 has_decided_branch = _fact("has a branch (If) that constants decide", lambda model: decided_branches(model.graph))
 has_onnx_quantizers = _fact("has quantizers in its ONNX file", is_quantized)

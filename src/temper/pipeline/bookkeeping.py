@@ -4,11 +4,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from temper.core import catalog
 from temper.core.errors import BudgetError, TaskError, UsageError
 from temper.core.facts import is_onnx, is_torch
 from temper.core.frontier import baseline, frontier
 from temper.core.goal import Goal
 from temper.core.journal import Journal
+from temper.core.runtime import Runtime
 from temper.core.search import Space
 from temper.core.trial import Trial
 from temper.hardware.detect import missing_runtimes, this_host
@@ -50,7 +52,8 @@ def inapplicable(space: Space) -> dict[str, str]:
     """
     lacking = {each.name: fact for each in space.techniques if (fact := space.lacking(each)) is not None}
     foreign = [name for name, fact in lacking.items() if fact == is_torch]
-    foreign += [name for name in this_host().runtimes if name not in {each.name for each in space.runtimes}]
+    if foreign:
+        foreign += [name for name in this_host().runtimes if not catalog.get(Runtime, name).reads_onnx]
     reasons = {
         name: f"it needs a model of which this is true: {fact}"
         for name, fact in lacking.items()

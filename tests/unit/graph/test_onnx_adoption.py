@@ -37,6 +37,19 @@ FIXED = """
 <ir_version: 8, opset_import: ["": 17]>
 fixed (float[2, 3] x) => (float[2, 4] y) { y = MatMul (x, first) }
 """
+MIXING = """
+<ir_version: 8, opset_import: ["": 17]>
+mixing (float[batch, 3] x) => (float[batch, 3] y)
+{
+    total = ReduceSum <keepdims = 0> (x)
+    zero = Constant <value = float {0.0}> ()
+    positive = Greater (total, zero)
+    y = If (positive) <
+        then_branch = then () => (float[batch, 3] a) { a = Relu (x) },
+        else_branch = other () => (float[batch, 3] b) { b = Neg (x) }
+    >
+}
+"""
 HALVES = """
 <ir_version: 8, opset_import: ["": 17]>
 halves (float16[batch, 3] x) => (float16[batch, 3] y) { y = Add (x, x) }
@@ -120,6 +133,13 @@ def test_without_a_dynamic_batch_the_sizes_are_those_measured(tmp_path: Path, st
     _, graph = adopt(file, streams, batch=1)
     assert graph.schema.batch == 1
     assert graph.schema.outputs[1].shape == (1, 2, 4)
+
+
+def test_a_file_that_mixes_its_examples_takes_the_measured_batch_only(tmp_path: Path) -> None:
+    rows = np.ones((20, 3), np.float32)
+    rows[7:] *= -1
+    assert adopt(OnnxFile(path=written(MIXING, tmp_path)), examples(x=rows), batch=1)[1].schema.batch == 1
+    assert adopt(OnnxFile(path=written(MIXING, tmp_path)), examples(x=rows[:7]), batch=1)[1].schema.batch is None
 
 
 def test_a_fixed_batch_other_than_the_measured_one_is_said(tmp_path: Path) -> None:
