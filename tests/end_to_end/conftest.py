@@ -18,9 +18,6 @@ from temper.core.goal import Goal
 from temper.pipeline import prove
 from temper.pipeline.optimize import Result, optimize
 
-os.environ["CXX"] = "no compiler for these tests"
-"""Without one, no runtime compiles for half a minute in runs that test something else; processes inherit it."""
-
 GOAL = Goal(minimize="size", max_drop=0.05)
 """Size is counted, not sampled: what ships for it does not depend on how busy the machine is."""
 
@@ -135,6 +132,14 @@ BROKEN = {
     "hoards": "hoard = [bytearray(b'x' * 2**24) for _ in iter(lambda: time.sleep(0.01), 1)]",
 }
 """Techniques of another distribution, each bad in its own way."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_compiler() -> Iterator[None]:
+    """Without one, no runtime compiles for half a minute in runs that test something else; processes inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", "no compiler for these tests")
+        yield
 
 
 class Done:

@@ -70,6 +70,10 @@ class Worker:
             answer = json.loads(self._line(command, time_s))
         except (BrokenPipeError, EOFError):
             raise WorkerError(self._obituary(command)) from None
+        except KeyboardInterrupt:
+            # Its answer would be taken for that of the next command.
+            self._kill()
+            raise
         if "error" in answer:
             raise _as_error(answer, command)
         return answer["value"]

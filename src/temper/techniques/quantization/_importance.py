@@ -25,7 +25,7 @@ def live_rows(graph: Graph, inputs: Iterable[tuple[Tensor, ...]], nodes: Iterabl
             # Squares, because the plain sum of a softmax or a norm has no gradient.
             total = torch.stack([(each.double() ** 2).sum() for each in outputs]).sum() if outputs else None
             gradients: Sequence[Tensor | None] = [None] * len(kept)
-            if total is not None:
+            if total is not None and kept:
                 gradients = torch.autograd.grad(total, [value for _, value in kept], allow_unused=True)
         for (node, value), gradient in zip(kept, gradients):
             # A gradient that overflows is none that is zero.
