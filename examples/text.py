@@ -23,7 +23,7 @@ Texts = list[np.ndarray]
 
 
 def docstrings() -> tuple[Texts, np.ndarray]:
-    """Token numbers of each docstring, (length,), no two alike, and the number of its package, (n,), in random order."""
+    """Token numbers of each docstring, (length,), no two alike, and its package's number, (n,), in random order."""
     texts, labels, seen = [], [], set()
     for label, package in enumerate(PACKAGES):
         for file in sorted((Path(sysconfig.get_path("stdlib")) / package).rglob("*.py")):
