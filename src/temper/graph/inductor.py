@@ -43,9 +43,15 @@ def compiled(stored: Path, precision: str) -> Path:
     folder holds no sound graph; TrialError if Inductor cannot compile it.
     """
     key = hashlib.sha256(
-        "\n".join((digest_of_stored(stored), precision, torch.__version__, *map(str, processor()))).encode()
+        "\n".join((digest_of_stored(stored), precision, torch.__version__, _code(), *map(str, processor()))).encode()
     ).hexdigest()
     return made_once(user_cache() / "inductor" / f"{key}.pt2", lambda file: _compile(load(stored), file, precision))
+
+
+def _code() -> str:
+    """A digest of the code that makes packages: one that an earlier version of it made may be wrong."""
+    files = (Path(__file__).with_name(name) for name in ("inductor.py", "programs.py", "quantizers.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def executed(package: Path) -> Mapping[str, int]:
