@@ -25,6 +25,7 @@ from temper.graph.integer_layers import (
     integer_layers,
 )
 from temper.graph.onnx_program import onnx_model, write_model
+from temper.graph.padding import pads_at_convolutions
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 
 OPSET = 21
@@ -48,7 +49,7 @@ def export_onnx(graph: Graph, file: Path) -> None:
 
 
 def _convert(graph: Graph, file: Path) -> None:
-    module = packed(integer_layers(graph)).module.eval()
+    module = packed(pads_at_convolutions(integer_layers(graph))).module.eval()
     shapes = tuple(_dynamic(spec) for spec in graph.schema.inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():

@@ -117,10 +117,15 @@ def is_movement(node: object) -> bool:
     """Whether the node only moves values or adds zeros; a pad with any other fill brings a value of its own."""
     if not isinstance(node, Node) or node.op != "call_function" or node.target not in MOVEMENTS:
         return False
-    if node.target not in PADS:
-        return True
+    return node.target not in PADS or pads_zeros(node) or _padding(node)[0] in PADS_WITH_OWN_VALUES
+
+
+def pads_zeros(node: object) -> bool:
+    """Whether the node surrounds values with zeros."""
+    if not isinstance(node, Node) or node.op != "call_function" or node.target not in PADS:
+        return False
     mode, fill = _padding(node)
-    return mode in PADS_WITH_OWN_VALUES or (mode == "constant" and not fill)
+    return mode == "constant" and not fill
 
 
 def _padding(pad: Node) -> tuple[object, object]:
@@ -151,11 +156,11 @@ def _move_integers(module: GraphModule, quantized: Node) -> None:
     if not isinstance(movement, Node) or not is_movement(movement):
         return
     source = movement.args[0]
-    if not isinstance(source, Node) or source.target is not DEQUANTIZE or not _same_grid(module, source, quantized):
+    if not isinstance(source, Node) or source.target is not DEQUANTIZE or not same_grid(module, source, quantized):
         return
     arguments, keywords = (source.args[0], *movement.args[1:]), movement.kwargs
     if movement.target in PADS:
-        if _padding(movement)[0] != "constant":
+        if not pads_zeros(movement):
             return
         zero = tensor_of(module, quantized.args[2])
         assert zero is not None
@@ -168,10 +173,11 @@ def _move_integers(module: GraphModule, quantized: Node) -> None:
     module.graph.erase_node(quantized)
 
 
-def _same_grid(module: GraphModule, one: Node, other: Node) -> bool:
-    """Whether two nodes have equal scales and zero points, for the whole tensor."""
+def same_grid(module: GraphModule, one: Node, other: Node) -> bool:
+    """Whether two quantizers, or the halves of two, have equal scales, zero points and limits for the whole tensor."""
     pairs = [(tensor_of(module, a), tensor_of(module, b)) for a, b in zip(one.args[1:3], other.args[1:3])]
-    return one.args[3] is None and all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
+    alike = one.args[-1] is None and one.args[3:] == other.args[3:]
+    return alike and all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
 
 
 def _pack(module: GraphModule, node: Node) -> None:
