@@ -1,6 +1,6 @@
 """temper against every other way to run the same models on this machine: one table, one resumable command.
 
-    python benchmarks/breadth.py [--row NAME ...] [--threads 1 2] [--budget 10m]
+    python benchmarks/breadth.py [--row NAME ...] [--threads 1 2] [--budget 3m]
 
 Each finished row is written to benchmarks/results/breadth/ and the table, benchmarks/breadth.md, made again from all
 of them. What is finished is not done again, unless --again asks for it. All contestants of a row run in the same
@@ -35,6 +35,7 @@ from records import read_json, write_json
 from temper import Conditions, Goal, Result, Task, optimize
 from temper.core.data import Examples, Parts
 from temper.core.schema import Array, Outputs
+from temper.core.task import OnnxFile
 from temper.hardware.detect import this_host
 from temper.measure.latency import Timing
 from temper.measure.metrics import resolve, settled
@@ -227,7 +228,7 @@ def _subject(row: Row, task: Task, parts: Parts, folder: Path, examples: int | N
         "task": row.reference,
         "onnx": onnx,
         "names": _names(task, parts.proof, onnx),
-        "axes": list(getattr(parts.proof, "length_axes", [None] * len(parts.proof.inputs))),
+        "axes": list(parts.proof.length_axes),
         "transformer": row.transformer,
     }
     write_json(folder / ABOUT, unfinished)
@@ -241,8 +242,7 @@ def _subject(row: Row, task: Task, parts: Parts, folder: Path, examples: int | N
 
 def _onnx_file(task: Task) -> str:
     """The file of a task whose model is one, else empty."""
-    path = getattr(task.model, "path", None)
-    return str(path) if path else ""
+    return str(task.model.path) if isinstance(task.model, OnnxFile) else ""
 
 
 def _names(task: Task, examples: Examples, onnx: str) -> list[str]:
@@ -309,9 +309,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--row", nargs="*", choices=[row.name for row in ROWS], help="only these")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
-    parser.add_argument("--budget", default="10m", help="of each search")
+    parser.add_argument("--budget", default="3m", help="of each search")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--examples", type=int, help="only so many proof examples for the peers: to try things out")
+    parser.add_argument("--prepare", action="store_true", help="only build the peers and ask them, which times nothing")
     parser.add_argument("--again", action="store_true", help="also what is finished")
     parser.add_argument("--out", type=Path, default=breadth_page.RESULTS, help="the folder of the rows' files")
     options = parser.parse_args()
@@ -320,7 +321,10 @@ def main() -> None:
     for row in ROWS:
         if not options.row or row.name in options.row:
             try:
-                compete(row, options.threads, effort, options.out, options.again)
+                if options.prepare:
+                    Contest(row, effort)
+                else:
+                    compete(row, options.threads, effort, options.out, options.again)
             except Exception as error:  # noqa: BLE001 (a row that fails must not keep the others from being made)
                 print(f"{row.name}: {type(error).__name__}: {error}", flush=True)
     publish(options.out)

@@ -122,9 +122,8 @@ def store(folder: Path, part: str, examples: Examples, most: int | None = None) 
     """Write a part of the data, or its first examples, to where `Stored` reads it."""
     for index, array in enumerate(examples.inputs):
         np.save(folder / f"{part}_{index}.npy", array[:most])
-    lengths = getattr(examples, "lengths", None)
-    if lengths is not None:
-        np.save(folder / f"{part}_lengths.npy", lengths[:most])
+    if examples.lengths is not None:
+        np.save(folder / f"{part}_lengths.npy", examples.lengths[:most])
 
 
 def export(subject: Subject) -> None:

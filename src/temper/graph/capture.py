@@ -62,6 +62,9 @@ def capture(
             except Exception as error:  # noqa: BLE001 -- torch.export raises whatever the user's forward raises
                 failure = failure or error
                 continue
+            if len(_results(module)) != len(expected):
+                # Some models return more, or less, while they are trained.
+                continue
             schema = _schema(module, call, names, axes, output_names, nesting, expected)
             graph = Graph(module=module, schema=schema, example=call_inputs(call))
             set_training(graph, False)
@@ -273,13 +276,18 @@ def _schema(
     expected: Sequence[Tensor],
 ) -> Schema:
     inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
-    results: Any = module.graph.output_node().args[0]
     lengths = {str(value.shape[axis]) for value, axis in zip(inputs, axes) if axis is not None}
     return Schema(
         inputs=_specs(names, call_inputs(call), inputs, lengths),
-        outputs=_specs(output_names, expected, [node.meta["val"] for node in results], lengths),
+        outputs=_specs(output_names, expected, [node.meta["val"] for node in _results(module)], lengths),
         nesting=nesting,
     )
+
+
+def _results(module: GraphModule) -> Sequence[torch.fx.Node]:
+    """The nodes whose values the graph returns."""
+    results: Any = module.graph.output_node().args[0]
+    return tuple(results)
 
 
 def _specs(

@@ -53,6 +53,24 @@ def test_attention_is_captured_in_training_mode_and_stays_causal() -> None:
     assert attention.args[4:] == (0.0, True)
 
 
+class Auxiliary(nn.Module):
+    """Returns one tensor more while it is trained, or while it is not, as networks with auxiliary heads or memories."""
+
+    def __init__(self, more_in_training: bool) -> None:
+        super().__init__()
+        self.layer, self.more_in_training = nn.Linear(8, 4), more_in_training
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.layer(x)
+        return (y, y * 2) if self.training == self.more_in_training else (y,)
+
+
+@pytest.mark.parametrize("more_in_training", [True, False])
+def test_outputs_are_those_of_evaluation_mode(more_in_training: bool) -> None:
+    graph = graph_of(Auxiliary(more_in_training), rows())
+    assert len(graph(rows())) == len(graph.schema.outputs) == (1 if more_in_training else 2)
+
+
 @pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a"), ("b", "a")])
 def test_keyword_inputs_keep_their_meaning_in_any_order(order: tuple[str, ...]) -> None:
     model = models.TwoInputs()
