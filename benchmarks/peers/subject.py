@@ -114,7 +114,8 @@ class Subject:
 
         if not self.varied:
             return None
-        length = torch.export.Dim("length", min=2, max=4096)
+        longest = max(int(lengths.max()) for part in PARTS if (lengths := self.examples(part).lengths) is not None)
+        length = torch.export.Dim("length", min=2, max=longest)
         return tuple({axis: length} if axis is not None else None for axis in self.about["axes"])
 
 

@@ -12,8 +12,12 @@ from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.schema import Schema
 from temper.graph.onnx_facts import decided_branches
-from temper.graph.onnx_program import first_line, nodes_of, onnx_model, plain_session, reads, serialized
+from temper.graph.onnx_program import first_line, nodes_of, onnx_model, opset, plain_session, reads, serialized
 from temper.graph.onnx_surgery import inline, name_nodes
+
+LEAST_OPSET = 13
+"""The first version with one scale for each channel."""
+TARGET_OPSET = 17
 
 
 def folded(graph: Graph) -> ModelProto:
@@ -45,6 +49,23 @@ def folded(graph: Graph) -> ModelProto:
     _forget_unused_domains(result)
     name_nodes(result)
     return result
+
+
+def prepared(graph: Graph) -> ModelProto:
+    """The folded file, in a version of ONNX that knows a scale for each channel, with its shapes inferred.
+
+    Raises: TrialError if it cannot be folded or converted.
+    """
+    model = folded(graph)
+    try:
+        if opset(model) < LEAST_OPSET:
+            model = onnx.version_converter.convert_version(model, TARGET_OPSET)
+        return onnx.shape_inference.infer_shapes(model)
+    except Exception as error:
+        raise TrialError(
+            f"the ONNX file of opset {opset(model)} cannot be converted to opset {TARGET_OPSET}, which quantizers "
+            f"need: {first_line(error)}. Export it again with a newer opset"
+        ) from error
 
 
 def decide(model: ModelProto, node: NodeProto) -> None:

@@ -14,12 +14,13 @@ PASSING = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Cast",
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """A node that multiplies by a stored weight of this shape."""
+    """A node that multiplies by a stored weight of this shape, which is its input number `position`."""
 
     node: str
     operator: str
     weight: str
     shape: tuple[int, ...]
+    position: int
 
 
 def products(model: onnx.ModelProto) -> Iterator[Product]:
@@ -29,11 +30,11 @@ def products(model: onnx.ModelProto) -> Iterator[Product]:
     for node in model.graph.node:
         if node.op_type not in PRODUCTS:
             continue
-        for name in reversed(node.input):
+        for position, name in reversed(list(enumerate(node.input))):
             while name in passed and name not in stored:
                 name = passed[name]
             if len(stored.get(name, ())) > 1:
-                yield Product(node=node.name, operator=node.op_type, weight=name, shape=stored[name])
+                yield Product(node=node.name, operator=node.op_type, weight=name, shape=stored[name], position=position)
                 break
 
 

@@ -54,6 +54,13 @@ class OnnxProgram(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in ("proto", "session")}
 
 
+def feeds_of(schema: Schema, arrays: Sequence[Array], most: int) -> list[dict[str, Array]]:
+    """The first examples, at most so many, as calls of a file's batch (1 where it is dynamic), by its inputs' names."""
+    size, count = schema.batch or 1, min(len(arrays[0]), most)
+    rows = [np.arange(start, start + size) % count for start in range(0, count, size)]
+    return [{spec.name: array[each] for spec, array in zip(schema.inputs, arrays, strict=True)} for each in rows]
+
+
 def plain_session(model: bytes | str) -> onnxruntime.InferenceSession:
     """A session that runs the model (bytes, or the path of a file) as it is written. Raises: as ONNX Runtime does."""
     options = onnxruntime.SessionOptions()

@@ -12,19 +12,23 @@ import onnx
 from temper.core import artifact
 from temper.core.context import Context
 from temper.core.errors import NoEffect, TemperError, TrialError
+from temper.core.explanation import Layer
 from temper.core.facts import is_onnx
 from temper.core.goal import Conditions
 from temper.core.graph import Graph
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
+from temper.core.schema import Array
 from temper.core.target import Target
 from temper.core.technique import applied
 from temper.graph.conversions import kept_in
 from temper.graph.facts import has_quantizers
 from temper.graph.onnx_facts import control_flow
+from temper.graph.onnx_folding import prepared
 from temper.graph.onnx_layers import placed
-from temper.graph.onnx_program import onnx_model
-from temper.graph.sensitivity import few, layers_of
+from temper.graph.onnx_program import feeds_of, onnx_model
+from temper.graph.onnx_sensitivity import layers_of_file
+from temper.graph.sensitivity import MOST, few, layers_of
 from temper.graph.storage import load
 from temper.measure.child import serve
 
@@ -85,7 +89,7 @@ def explain(
     seed: int,
     limit_s: float,
 ) -> list[dict[str, Any]]:
-    """The layers of the artifact in the folder, made of the stored graph by the recipe, as JSON; none of an ONNX file.
+    """The layers of the artifact in the folder, made of the stored graph by the recipe, as JSON.
 
     What the quantizers lose is measured on as many calibration inputs as fit into the time.
     """
@@ -93,17 +97,23 @@ def explain(
     arrays = tuple(np.load(file, allow_pickle=False) for file in calibration)
     context = Context(runtime=steps.runtime, target=Target.from_json(target), seed=seed, calibration=arrays or None)
     current = reference = _loaded(graph)
-    if is_onnx.holds(current, context):
-        return []
     for technique in steps.techniques:
         current = applied(technique, current, context)
         if not has_quantizers.holds(current, context):
             reference = current
+    return [asdict(layer) for layer in _layers(current, reference, arrays, Path(folder), batch, limit_s)]
+
+
+def _layers(
+    current: Graph, reference: Graph, arrays: tuple[Array, ...], folder: Path, batch: int, limit_s: float
+) -> tuple[Layer, ...]:
+    model = onnx_model(current)
+    if model is not None:
+        feeds = feeds_of(current.schema, arrays, MOST) if arrays else []
+        return layers_of_file(model, prepared(reference), feeds, limit_s)
     layers = layers_of(current, reference, few(current, arrays, limit_s), batch)
-    file = Path(folder) / ONNX_FILE
-    if file.exists():
-        layers = placed(layers, onnx.load(file, load_external_data=False))
-    return [asdict(layer) for layer in layers]
+    file = folder / ONNX_FILE
+    return placed(layers, onnx.load(file, load_external_data=False)) if file.exists() else layers
 
 
 def _executed(runtime: Runtime, place: Path, graph: Graph) -> Mapping[str, int]:

@@ -5,20 +5,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from temper.core.graph import Graph
-from temper.core.runtime import Runner
+from temper.core.knobs import knob
+from temper.core.runtime import IntegerScheme, Runner, Runtime
 from temper.core.schema import Schema
 from temper.hardware.compiler import require_compiler
-from temper.runtimes._inductor import Inductor
 
 FILE = "model.pt2"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AotInductor(Inductor):
+class AotInductor(Runtime):
     """Run a package of native code that AOTInductor made: quick to load, for processors like this one only."""
 
+    package = "torch"
+    needs_torch = True
     on_request = True
+    compiles = True
     native = True
+    integers = IntegerScheme(symmetric_matmul=False, integer_bias=False)
+
+    precision: str = knob("f32", among=("f32", "bf16"), help="what products of floats are computed in")
+
+    @property
+    def arithmetic(self) -> str:
+        return "bfloat16" if self.precision == "bf16" else "float32"
 
     @classmethod
     def require_to_export(cls) -> None:

@@ -5,15 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from temper.core.graph import Graph
-from temper.core.runtime import Runner
+from temper.core.knobs import knob
+from temper.core.runtime import IntegerScheme, Runner, Runtime
 from temper.core.schema import Schema
 from temper.hardware.compiler import require_compiler
-from temper.runtimes._inductor import Inductor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchCompiled(Inductor):
+class TorchCompiled(Runtime):
     """Run the graph as native code that Inductor, the compiler of `torch.compile`, makes of it for this processor."""
+
+    package = "torch"
+    needs_torch = True
+    compiles = True
+    integers = IntegerScheme(symmetric_matmul=False, integer_bias=False)
+
+    precision: str = knob("f32", among=("f32", "bf16"), help="what products of floats are computed in")
+
+    @property
+    def arithmetic(self) -> str:
+        return "bfloat16" if self.precision == "bf16" else "float32"
 
     @classmethod
     def require(cls) -> None:

@@ -1,4 +1,4 @@
-"""What the quantizers of ONNX files share: the prepared file, its calibration inputs, and where quantizing ends."""
+"""What the quantizers of ONNX files share: calibration inputs, and where quantizing ends."""
 
 import contextlib
 import io
@@ -6,52 +6,25 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto
 from onnxruntime.quantization import CalibrationDataReader
 
 from temper.core.context import Context
-from temper.core.errors import NoEffect, TrialError
+from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.schema import Array
 from temper.core.target import Target
 from temper.graph.onnx_facts import PRODUCTS, is_quantized
-from temper.graph.onnx_folding import folded
-from temper.graph.onnx_program import first_line, opset, reads, with_model
+from temper.graph.onnx_program import feeds_of, reads, with_model
 
-LEAST_OPSET = 13
-"""The first version with one scale for each channel."""
-TARGET_OPSET = 17
 CALIBRATION_MOST = 256
 """Ranges settle with fewer examples than there may be, and one is run at a time."""
-
-
-def prepared(graph: Graph) -> ModelProto:
-    """The folded file, in a version of ONNX that knows a scale for each channel, with its shapes inferred.
-
-    Raises: TrialError if it cannot be folded or converted.
-    """
-    model = folded(graph)
-    try:
-        if opset(model) < LEAST_OPSET:
-            model = onnx.version_converter.convert_version(model, TARGET_OPSET)
-        return onnx.shape_inference.infer_shapes(model)
-    except Exception as error:
-        raise TrialError(
-            f"the ONNX file of opset {opset(model)} cannot be converted to opset {TARGET_OPSET}, which quantizers "
-            f"need: {first_line(error)}. Export it again with a newer opset"
-        ) from error
 
 
 def calibration_feeds(graph: Graph, context: Context) -> list[dict[str, Array]]:
     """The calibration inputs, one call each, by the names of the file's inputs."""
     assert context.calibration is not None
-    size = graph.schema.batch or 1
-    count = min(len(context.calibration[0]), CALIBRATION_MOST)
-    names = [spec.name for spec in graph.schema.inputs]
-    rows = [np.arange(start, start + size) % count for start in range(0, count, size)]
-    return [{name: array[each] for name, array in zip(names, context.calibration, strict=True)} for each in rows]
+    return feeds_of(graph.schema, context.calibration, CALIBRATION_MOST)
 
 
 def behind_products(model: ModelProto) -> list[str]:

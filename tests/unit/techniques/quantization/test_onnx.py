@@ -17,11 +17,12 @@ from temper.core.runtime import Runtime
 from temper.core.technique import Technique, applied
 from temper.graph.facts import has_quantizers
 from temper.graph.onnx_facts import control_flow, float_products
+from temper.graph.onnx_folding import prepared
 from temper.graph.onnx_program import onnx_model, with_model
 from temper.hardware.detect import this_host
 from temper.techniques.fusion.batch_norm import BatchNormFusion
 from temper.techniques.fusion.onnx_constants import OnnxConstantFolding
-from temper.techniques.quantization._onnx import behind_products, prepared, saturates
+from temper.techniques.quantization._onnx import behind_products, saturates
 from temper.techniques.quantization.onnx_dynamic import OnnxDynamicQuantization
 from temper.techniques.quantization.onnx_static import OnnxStaticQuantization, _quantized, most_sensitive
 from temper.testing.graphs import Example
