@@ -48,20 +48,20 @@ class Contestant:
             np.save(f"{outputs}_{index}.npy", _stacked(parts))
         return len(answers[0])
 
-    def block(self, calls: int) -> dict[str, Any]:
-        """Time that many calls. Where lengths differ, a call is the mean over a round of the whole mixture."""
-        rounds = [self.timed] if self.subject.varied else [[example] for example in self.timed]
-        seconds = np.empty(calls)
-        call, clock = self.call, time.perf_counter
+    def block(self, calls: int, settle: int = 0) -> dict[str, Any]:
+        """Time at least that many calls, in whole rounds over lengths, after `settle` others that are thrown away."""
+        cycle = len(self.timed) if self.subject.varied else 1
+        count = settle + -(-calls // cycle) * cycle
+        seconds = np.empty(count)
+        call, examples, clock = self.call, self.timed, time.perf_counter
         processor, began = time.process_time(), clock()
-        for index in range(calls):
-            examples = rounds[index % len(rounds)]
+        for index in range(count):
+            example = examples[index % len(examples)]
             before = clock()
-            for example in examples:
-                call(*example)
-            seconds[index] = (clock() - before) / len(examples)
+            call(*example)
+            seconds[index] = clock() - before
         share = (time.process_time() - processor) / (clock() - began)
-        return {"seconds": seconds.tolist(), "processor_share": share}
+        return {"seconds": seconds[settle:].tolist(), "cycle": cycle, "processor_share": share}
 
 
 class Refused(Exception):
