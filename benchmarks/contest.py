@@ -3,6 +3,7 @@
 Run as a program it is the child's side: it builds or loads one contestant and answers `predict` and `block`.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ class Contestant:
     """A peer or an artifact of temper, called with the arrays of one example at a time."""
 
     def build(self, subject: str, folder: str, peer: str) -> None:
+        os.chdir(folder)  # libraries leave files where they run
         peers.named(peer).build(Subject(Path(subject)), Path(folder))
 
     def load(self, subject: str, folder: str, peer: str, threads: int) -> None:

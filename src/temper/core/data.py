@@ -24,7 +24,8 @@ class Data:
     - arrays (NumPy, torch), each (examples, ...): the inputs alone, or the pair `(inputs, targets)`, where inputs are
       one array, a tuple of arrays or a dict of arrays; a dict keeps its targets under `labels`, `label`, `targets` or
       `target`;
-    - the same with lists in place of arrays, whose elements differ in length;
+    - the same with lists in place of arrays, whose elements differ in length; a list that stands alone is read as
+      batches, so give it a name in a dict: `{"tokens": sentences}`;
     - a sized dataset (`__len__` and `__getitem__`) whose items are such values for one example;
     - a `DataLoader`, or any other iterable, of such values for one batch; it is read once, in order.
 
