@@ -54,7 +54,7 @@ class OpenVino(Runtime):
 
     def export(self, graph: Graph, folder: Path) -> None:
         """Write `model.onnx`, which OpenVINO reads itself. Raises: TrialError if ONNX cannot express the graph."""
-        from temper.graph.onnx import export_onnx
+        from temper.graph.onnx_export import export_onnx
 
         export_onnx(graph, folder / FILE)
 
