@@ -24,7 +24,7 @@ class Graph:
     nodes; only `Runtime.export` packs integers. Capture, modes, cost, surgery and storage stand in `temper.graph`.
 
     An ONNX file, which has no torch program, is a graph of one node: a call of `module.onnx`, which runs the file
-    (`temper.graph.onnx_program`). It has no ATen operators and no parameters, so what is said of those is false of it.
+    (`temper.graph.onnx.program`). It has no ATen operators and no parameters, so what is said of those is false of it.
     """
 
     module: "GraphModule"

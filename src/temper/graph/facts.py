@@ -5,8 +5,8 @@ from torch.fx import Node
 
 from temper.core.facts import Fact
 from temper.core.graph import Graph
-from temper.graph.constants import foldable_constants
-from temper.graph.onnx_facts import has_onnx_quantizers
+from temper.graph.onnx.facts import has_onnx_quantizers
+from temper.graph.patterns.constants import foldable_constants
 from temper.graph.quantizers import is_quantizer
 from temper.graph.surgery import tensor_of, users_of_tensor
 

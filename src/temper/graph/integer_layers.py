@@ -1,8 +1,8 @@
 """Layers whose kernels read integer weights and quantize activations themselves: whole operators for export.
 
 `integer_layers` replaces linear layers behind a `dynamic_quantize`, and embeddings with weights in groups, by one
-operator each, which `temper.graph.onnx` writes as the kernel that runtimes have for it. Each computes here what the
-nodes that it replaces computed.
+operator each, which `temper.graph.onnx_export` writes as the kernel that runtimes have for it. Each computes here what
+the nodes that it replaces computed.
 
 Reference: ONNX, DynamicQuantizeLinear and MatMulInteger; ONNX Runtime, contributed operators MatMulNBits and
 GatherBlockQuantized.

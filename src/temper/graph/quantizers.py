@@ -2,7 +2,7 @@
 
 `fake_quantize` stands in the graph while techniques work; `packed` replaces each by `quantize` and `dequantize` for
 export, with the weights stored as integers. They are custom operators so that they stay whole until
-`temper.graph.onnx` turns them into QuantizeLinear and DequantizeLinear, whose arithmetic they share.
+`temper.graph.onnx_export` turns them into QuantizeLinear and DequantizeLinear, whose arithmetic they share.
 `dynamic_quantize` takes its scale from the values themselves: `temper.graph.integer_layers` packs the layers behind it.
 
 Reference: Jacob et al. 2018 (arXiv 1712.05877), equation 1: real = scale * (integer - zero_point).

@@ -28,7 +28,7 @@ from temper.core.errors import ArtifactError, TrialError
 from temper.core.graph import Graph
 from temper.core.schema import Schema
 from temper.graph.cost import record_values
-from temper.graph.onnx_program import graph_of, onnx_model, write_model
+from temper.graph.onnx.program import graph_of, onnx_model, write_model
 from temper.graph.quantizers import FAKE_QUANTIZE
 
 FORMAT = 1

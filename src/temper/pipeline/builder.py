@@ -23,11 +23,11 @@ from temper.core.target import Target
 from temper.core.technique import applied
 from temper.graph.conversions import kept_in
 from temper.graph.facts import has_quantizers
-from temper.graph.onnx_facts import control_flow
-from temper.graph.onnx_folding import prepared
-from temper.graph.onnx_layers import placed
-from temper.graph.onnx_program import feeds_of, onnx_model
-from temper.graph.onnx_sensitivity import layers_of_file
+from temper.graph.onnx.facts import control_flow
+from temper.graph.onnx.folding import prepared
+from temper.graph.onnx.layers import placed
+from temper.graph.onnx.program import feeds_of, onnx_model
+from temper.graph.onnx.sensitivity import layers_of_file
 from temper.graph.sensitivity import MOST, few, layers_of
 from temper.graph.storage import load
 from temper.measure.child import serve

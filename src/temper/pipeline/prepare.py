@@ -18,8 +18,8 @@ from temper.core.target import Target
 from temper.core.task import OnnxFile, Task
 from temper.graph.capture import own_copy
 from temper.graph.cost import cost
-from temper.graph.onnx_adoption import adopt, in_order
-from temper.graph.onnx_program import all_constants, nodes_of, onnx_model, size_of
+from temper.graph.onnx.adoption import adopt, in_order
+from temper.graph.onnx.program import all_constants, nodes_of, onnx_model, size_of
 from temper.graph.storage import save
 from temper.hardware.detect import this_host
 from temper.measure.metrics import resolve

@@ -37,7 +37,7 @@ class OnnxRuntime(Runtime):
 
     def export(self, graph: Graph, folder: Path) -> None:
         """Write `model.onnx`. Raises: TrialError if ONNX cannot express the graph."""
-        from temper.graph.onnx import export_onnx
+        from temper.graph.onnx_export import export_onnx
 
         export_onnx(graph, folder / FILE)
 

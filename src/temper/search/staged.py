@@ -15,12 +15,18 @@ from typing import TypeVar
 
 from temper.core.frontier import baseline
 from temper.core.knobs import Plug
+from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
 from temper.core.search import Search, Space, untried
 from temper.core.trial import Trial
 
 P = TypeVar("P", bound=Plug)
+CERTAIN = 2.0
+"""How far the drop must stay under its limit, in units of the distance from its estimate to its bound.
+
+The selection part errs by one such unit, and the proof, on other examples, asks for another one.
+"""
 FAR_BEHIND = 3.0
 """No technique was seen to make up for a float runtime that takes this many times as long as the best one."""
 
@@ -93,10 +99,10 @@ def _chains(space: Space, runtimes: Sequence[Runtime]) -> Iterator[Recipe]:
 def _repairs(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     """What would win but misses a limit, with every technique that may help it; one by one if all together fail.
 
-    So is the best that keeps the limits, as long as its loss may still turn out to be too large.
+    So is the best that keeps the limits, as long as the proof may still find its loss to be too large.
     """
     best = _best_inside(space, history)
-    doubtful = [best] if best is not None and best.drop.upper > space.goal.max_drop else []
+    doubtful = [best] if best is not None and _may_fail(best.drop, space.goal.max_drop) else []
     missed = sorted(_winning_misses(space, history), key=lambda each: each.objective(space.goal))
     for trial in (*missed, *doubtful):
         whole = space.aided(trial.recipe)
@@ -105,6 +111,10 @@ def _repairs(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
         yield whole
         if any(each.recipe == whole and each.outcome == "failed" for each in history):
             yield from space.aids(trial.recipe)
+
+
+def _may_fail(drop: Measurement, limit: float) -> bool:
+    return drop.value + CERTAIN * (drop.upper - drop.value) > limit
 
 
 def _moves(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from temper.core.graph import Graph
 from temper.core.schema import Array, Schema, TensorSpec
-from temper.graph.onnx_program import graph_of
+from temper.graph.onnx.program import graph_of
 from temper.testing.graphs import Draw, Example
 
 CONVOLUTIONS = """

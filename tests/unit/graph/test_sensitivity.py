@@ -6,8 +6,8 @@ from torch import nn
 
 from temper.core.context import Context
 from temper.graph.capture import capture
-from temper.graph.onnx import export_onnx
-from temper.graph.onnx_layers import placed, products
+from temper.graph.onnx.layers import placed, products
+from temper.graph.onnx_export import export_onnx
 from temper.graph.sensitivity import few, layers_of, sensitivities
 from temper.graph.surgery import set_tensor
 from temper.hardware.detect import this_host

@@ -1,7 +1,7 @@
 """The staged search, with facts that are simply said to hold."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -160,6 +160,17 @@ def test_what_would_win_but_misses_the_limit_is_repaired_at_once() -> None:
 def test_what_keeps_its_limits_beyond_doubt_needs_no_repair() -> None:
     found = run(widened(_Mending), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.0), most=7)
     assert not any(each.name == "mending" for trial in found for each in trial.recipe.techniques)
+
+
+@pytest.mark.parametrize(("bound", "mended"), [(0.004, False), (0.007, True), (0.02, True)])
+def test_what_the_proof_may_still_reject_is_repaired(bound: float, mended: bool) -> None:
+    """An estimate of 0.002 under the limit of 0.01: beyond doubt if the proof may err as much again and still pass."""
+    history = run(widened(_Mending), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.002), most=5)
+    drop = Measurement(value=0.002, lower=0.0, upper=bound, unit="1", samples=9)
+    history[-1] = replace(history[-1], measurements={**history[-1].measurements, "drop": drop})
+    proposed = StagedSearch().propose(widened(_Mending), history)
+    assert proposed is not None
+    assert any(each.name == "mending" for each in proposed.techniques) == mended
 
 
 def test_a_runtime_far_behind_in_float_comes_last() -> None:

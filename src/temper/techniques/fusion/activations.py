@@ -10,8 +10,8 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.activations import Handwritten, handwritten_activations, has_handwritten_activations
 from temper.graph.equivalence import check_unchanged, outputs
+from temper.graph.patterns.activations import Handwritten, handwritten_activations, has_handwritten_activations
 from temper.graph.surgery import clean
 
 

@@ -14,9 +14,9 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.attention import FUSED, WrittenAttention, has_written_attention, written_attentions
 from temper.graph.equivalence import check_unchanged, outputs
 from temper.graph.facts import has_quantizers
+from temper.graph.patterns.attention import FUSED, WrittenAttention, has_written_attention, written_attentions
 from temper.graph.surgery import call, clean
 
 aten = torch.ops.aten

@@ -15,9 +15,9 @@ from temper.core.errors import NoEffect
 from temper.core.facts import has_integer_runtime
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.attention import argument, fused_attentions, has_fused_attention
 from temper.graph.equivalence import check_unchanged, outputs
 from temper.graph.facts import has_quantizers
+from temper.graph.patterns.attention import argument, fused_attentions, has_fused_attention
 from temper.graph.surgery import add_tensor, call, clean
 
 aten = torch.ops.aten

@@ -14,9 +14,9 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.constants import has_foldable_constants
 from temper.graph.equivalence import check_unchanged, outputs
 from temper.graph.facts import foldable_batch_norms, has_foldable_batch_norm
+from temper.graph.patterns.constants import has_foldable_constants
 from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of
 
 

@@ -18,8 +18,8 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.constants import foldable_constants, has_foldable_constants
 from temper.graph.equivalence import check_unchanged, outputs
+from temper.graph.patterns.constants import foldable_constants, has_foldable_constants
 from temper.graph.surgery import add_tensor, clean, tensor_of
 
 

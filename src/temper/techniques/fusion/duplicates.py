@@ -9,8 +9,8 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.duplicates import equal_nodes, equal_tensors, has_duplicates
 from temper.graph.equivalence import check_unchanged, outputs
+from temper.graph.patterns.duplicates import equal_nodes, equal_tensors, has_duplicates
 from temper.graph.surgery import clean
 
 

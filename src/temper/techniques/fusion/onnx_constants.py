@@ -13,9 +13,9 @@ from temper.core.errors import NoEffect, TrialError
 from temper.core.facts import is_onnx
 from temper.core.graph import Graph
 from temper.core.technique import Technique
-from temper.graph.onnx_facts import has_decided_branch
-from temper.graph.onnx_folding import folded
-from temper.graph.onnx_program import greatest_change, nodes_of, onnx_model, with_model
+from temper.graph.onnx.facts import has_decided_branch
+from temper.graph.onnx.folding import folded
+from temper.graph.onnx.program import greatest_change, nodes_of, onnx_model, with_model
 
 TOLERANCE = 1e-4
 """Greatest change of an output, relative to the largest output, that counts as rounding."""

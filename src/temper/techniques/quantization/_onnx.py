@@ -14,8 +14,8 @@ from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.schema import Array
 from temper.core.target import Target
-from temper.graph.onnx_facts import PRODUCTS, is_quantized
-from temper.graph.onnx_program import feeds_of, reads, with_model
+from temper.graph.onnx.facts import PRODUCTS, is_quantized
+from temper.graph.onnx.program import feeds_of, reads, with_model
 
 CALIBRATION_MOST = 256
 """Ranges settle with fewer examples than there may be, and one is run at a time."""

@@ -44,9 +44,10 @@ def batches(graph: Graph, calibration: tuple[Array, ...]) -> Iterable[tuple[Tens
             yield tuple(map(torch.from_numpy, inputs))
 
 
-def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node]) -> dict[Node, Histogram]:
+def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], method: str) -> dict[Node, Histogram]:
     """The distribution of each wanted node's output over the calibration inputs, in two passes.
 
+    The method `minmax` reads the ends alone, so that one pass will do, and nothing is counted.
     Of sequences (batch, positions, channels) only the positions count that some output depends on: padding would widen
     the range for nothing.
 
@@ -70,13 +71,16 @@ def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node]) 
     _observe(graph, calibration, wanted, live, widen)
     extremes = {node: ends for node, ends in extremes.items() if node not in boundless}
     counts = {node: torch.zeros(BINS) for node in extremes}
+    found = {node: Histogram(low=low, high=high, counts=counts[node]) for node, (low, high) in extremes.items()}
+    if method == "minmax":
+        return found
 
     def count(node: Node, value: Tensor) -> None:
         low, high = extremes[node]
         counts[node] += torch.histc(value.float(), BINS, low, high) if high > low else 0
 
     _observe(graph, calibration, set(extremes), live, count)
-    return {node: Histogram(low=low, high=high, counts=counts[node]) for node, (low, high) in extremes.items()}
+    return found
 
 
 def joint_range(

@@ -18,9 +18,9 @@ from temper.core.facts import has_integer_runtime, is_onnx
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.facts import has_quantizers
-from temper.graph.onnx_facts import has_float_matrix_products
-from temper.graph.onnx_folding import prepared
-from temper.graph.onnx_program import first_line, write_model
+from temper.graph.onnx.facts import has_float_matrix_products
+from temper.graph.onnx.folding import prepared
+from temper.graph.onnx.program import first_line, write_model
 from temper.techniques.quantization._onnx import finished, saturates, silent
 
 OPERATORS = ["MatMul", "Gemm", "LSTM"]

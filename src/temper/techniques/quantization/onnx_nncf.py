@@ -15,9 +15,9 @@ from temper.core.facts import Installed, has_calibration, has_integer_runtime, i
 from temper.core.graph import Graph
 from temper.core.technique import Technique
 from temper.graph.facts import has_quantizers
-from temper.graph.onnx_facts import float_products, has_float_products
-from temper.graph.onnx_folding import prepared
-from temper.graph.onnx_program import first_line
+from temper.graph.onnx.facts import float_products, has_float_products
+from temper.graph.onnx.folding import prepared
+from temper.graph.onnx.program import first_line
 from temper.techniques.quantization._onnx import (
     behind_products,
     calibration_feeds,

@@ -22,9 +22,9 @@ from temper.core.knobs import knob
 from temper.core.schema import Array
 from temper.core.technique import Technique
 from temper.graph.facts import has_quantizers
-from temper.graph.onnx_facts import PRODUCTS, float_products, has_float_products
-from temper.graph.onnx_folding import prepared
-from temper.graph.onnx_program import first_line, plain_session, serialized, write_model
+from temper.graph.onnx.facts import PRODUCTS, float_products, has_float_products
+from temper.graph.onnx.folding import prepared
+from temper.graph.onnx.program import first_line, plain_session, serialized, write_model
 from temper.techniques.quantization._onnx import (
     Reader,
     behind_products,

@@ -17,7 +17,6 @@ from temper.core.knobs import knob
 from temper.core.runtime import IntegerScheme
 from temper.core.schema import Array
 from temper.core.technique import Technique
-from temper.graph.constants import has_foldable_constants
 from temper.graph.facts import (
     CONVOLUTIONS,
     LINEAR,
@@ -28,6 +27,7 @@ from temper.graph.facts import (
     has_quantizers,
     is_call,
 )
+from temper.graph.patterns.constants import has_foldable_constants
 from temper.graph.sensitivity import sensitivities
 from temper.graph.surgery import clean
 from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
@@ -96,7 +96,7 @@ class PostTrainingQuantization(Technique):
         layers = [layer for layer in float_layers(graph) if layer not in kept]
         edges = quantized_edges(graph, everywhere=self.placement == "everywhere", skipped=kept)
         sources = range_sources(edges)
-        seen = histograms(graph, calibration, {each for group in sources.values() for each in group})
+        seen = histograms(graph, calibration, {each for group in sources.values() for each in group}, self.ranges)
         signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
         for node, consumers in edges.items():
             if not all(each in seen for each in sources[node]):

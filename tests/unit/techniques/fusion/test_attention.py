@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
-from temper.graph.attention import fused_attentions
 from temper.graph.capture import capture
+from temper.graph.patterns.attention import fused_attentions
 from temper.techniques.fusion.attention import AttentionFusion
 from temper.techniques.fusion.attention_products import AttentionProducts
 

@@ -43,5 +43,5 @@ def test_dead_positions_do_not_widen_ranges() -> None:
     x[:, 2] = -100.0
     graph = graph_of(Pooled(frozen=False).eval(), x)
     (source,) = graph.module.graph.find_nodes(op="placeholder")
-    seen = histograms(graph, (x.numpy(),), {source})[source]
+    seen = histograms(graph, (x.numpy(),), {source}, "minmax")[source]
     assert -10.0 < seen.low < seen.high < 10.0

@@ -16,9 +16,9 @@ from temper.core.graph import Graph
 from temper.core.runtime import Runtime
 from temper.core.technique import Technique, applied
 from temper.graph.facts import has_quantizers
-from temper.graph.onnx_facts import control_flow, float_products
-from temper.graph.onnx_folding import prepared
-from temper.graph.onnx_program import onnx_model, with_model
+from temper.graph.onnx.facts import control_flow, float_products
+from temper.graph.onnx.folding import prepared
+from temper.graph.onnx.program import onnx_model, with_model
 from temper.hardware.detect import this_host
 from temper.techniques.fusion.batch_norm import BatchNormFusion
 from temper.techniques.fusion.onnx_constants import OnnxConstantFolding

@@ -12,10 +12,10 @@ from temper.core.data import Examples
 from temper.core.errors import DataError, TaskError, UsageError
 from temper.core.schema import Array
 from temper.core.task import OnnxFile
-from temper.graph.onnx_adoption import adopt, batch_axis
-from temper.graph.onnx_facts import control_flow, decided_branches, float_products
-from temper.graph.onnx_folding import folded
-from temper.graph.onnx_program import nodes_of, onnx_model, with_model
+from temper.graph.onnx.adoption import adopt, batch_axis
+from temper.graph.onnx.facts import control_flow, decided_branches, float_products
+from temper.graph.onnx.folding import folded
+from temper.graph.onnx.program import nodes_of, onnx_model, with_model
 from temper.graph.storage import load, save
 
 RECURRENT = """

@@ -11,9 +11,9 @@ from onnx import ModelProto, NodeProto, helper
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.schema import Schema
-from temper.graph.onnx_facts import decided_branches
-from temper.graph.onnx_program import first_line, nodes_of, onnx_model, opset, plain_session, reads, serialized
-from temper.graph.onnx_surgery import inline, name_nodes
+from temper.graph.onnx.facts import decided_branches
+from temper.graph.onnx.program import first_line, nodes_of, onnx_model, opset, plain_session, reads, serialized
+from temper.graph.onnx.surgery import inline, name_nodes
 
 LEAST_OPSET = 13
 """The first version with one scale for each channel."""

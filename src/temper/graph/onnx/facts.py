@@ -6,7 +6,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from temper.core.facts import Fact
 from temper.core.graph import Graph
-from temper.graph.onnx_program import all_constants, constants, nodes_of, onnx_model, subgraphs
+from temper.graph.onnx.program import all_constants, constants, nodes_of, onnx_model, subgraphs
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that integer kernels are for."""

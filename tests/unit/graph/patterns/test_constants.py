@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from temper.graph.aliases import changed_in_place
-from temper.graph.constants import GROWTH_BYTES, foldable_constants
+from temper.graph.patterns.constants import GROWTH_BYTES, foldable_constants
 from tests import models
 from tests.models import graph_of, images, randomized, rows
 

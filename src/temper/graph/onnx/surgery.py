@@ -8,7 +8,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from temper.core.schema import Array
-from temper.graph.onnx_program import nodes_of, subgraphs
+from temper.graph.onnx.program import nodes_of, subgraphs
 
 FLOATS = ("float16", "float64")
 """Types of inputs and outputs that a caller sees as float32, which is what data is kept in."""

@@ -24,7 +24,7 @@ from temper.graph.integer_layers import (
     activation_group,
     integer_layers,
 )
-from temper.graph.onnx_program import onnx_model, write_model
+from temper.graph.onnx.program import onnx_model, write_model
 from temper.graph.padding import pads_at_convolutions
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 

@@ -7,9 +7,9 @@ from onnx import ModelProto, numpy_helper
 from temper.core.context import Context
 from temper.core.schema import Schema, TensorSpec
 from temper.core.technique import applied
-from temper.graph.onnx_folding import prepared
-from temper.graph.onnx_program import feeds_of, graph_of, onnx_model, plain_session, serialized
-from temper.graph.onnx_sensitivity import layers_of_file
+from temper.graph.onnx.folding import prepared
+from temper.graph.onnx.program import feeds_of, graph_of, onnx_model, plain_session, serialized
+from temper.graph.onnx.sensitivity import layers_of_file
 from temper.hardware.detect import this_host
 from temper.runtimes.onnxruntime import OnnxRuntime
 from temper.runtimes.openvino import OpenVino

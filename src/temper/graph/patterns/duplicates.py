@@ -7,7 +7,7 @@ from torch.fx.node import map_arg
 from temper.core.facts import Fact
 from temper.core.graph import Graph
 from temper.graph.aliases import changed_in_place
-from temper.graph.constants import repeatable
+from temper.graph.patterns.constants import repeatable
 from temper.graph.surgery import tensor_of
 
 

@@ -21,8 +21,8 @@ from temper.core.errors import DataError, TaskError, UsageError
 from temper.core.graph import Graph
 from temper.core.schema import Array, Schema, TensorSpec
 from temper.core.task import OnnxFile
-from temper.graph.onnx_program import first_line, graph_of, plain_session, serialized
-from temper.graph.onnx_surgery import FLOATS, Port, bake, examples_first, name_nodes, weights_are_no_inputs
+from temper.graph.onnx.program import first_line, graph_of, plain_session, serialized
+from temper.graph.onnx.surgery import FLOATS, Port, bake, examples_first, name_nodes, weights_are_no_inputs
 
 TOLERANCE = 1e-4
 """Greatest difference, relative to the output's own scale, between the file and what is made of it."""

@@ -12,8 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from temper.core.explanation import Layer, Quantized
 from temper.core.schema import Array
-from temper.graph.onnx_layers import Product, products
-from temper.graph.onnx_program import all_constants, array_of, plain_session, serialized
+from temper.graph.onnx.layers import Product, products
+from temper.graph.onnx.program import all_constants, array_of, plain_session, serialized
 
 Feed = Mapping[str, Array]
 PAIR = ("QuantizeLinear", "DequantizeLinear")

@@ -1,0 +1,1 @@
+"""ONNX files as graphs: reading and changing them, and facts about them."""
