@@ -20,6 +20,8 @@ MASK = -1e4
 """Attention masks stand for minus infinity by a number below this; no trained activation reaches it."""
 CHUNK = 32
 """Examples a calibration batch."""
+EXAMPLES = 256
+"""Ranges settle with fewer examples than there may be: the first ones are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def batches(graph: Graph, calibration: tuple[Array, ...]) -> Iterable[tuple[Tens
 
 
 def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], method: str) -> dict[Node, Histogram]:
-    """The distribution of each wanted node's output over the calibration inputs, in two passes.
+    """The distribution of each wanted node's output over the first calibration inputs, in two passes.
 
     The method `minmax` reads the ends alone, so that one pass will do, and nothing is counted.
     Of sequences (batch, positions, channels) only the positions count that some output depends on: padding would widen
@@ -54,6 +56,7 @@ def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], 
     Nodes whose output is ever infinite, NaN or a mask's stand-in for minus infinity have no range that integers could
     cover: left out.
     """
+    calibration = tuple(each[:EXAMPLES] for each in calibration)
     extremes: dict[Node, tuple[float, float]] = {}
     boundless: set[Node] = set()
 
