@@ -14,7 +14,7 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
-    """One field of a plug: its type and default, the values it may take, its unit, what it does and whether that is free."""
+    """One field of a plug: its type and default, the values it may take, its unit and what it does."""
 
     name: str
     type: type
@@ -54,8 +54,8 @@ def knob(
 ) -> Any:
     """A dataclass field that is configuration, validation, search space, command-line option and documentation.
 
-    `among` lists the values that a search tries; without it, `low` and `high` bound what may be given by hand. A knob is
-    `free` if it changes what the model answers, but neither its speed nor its size.
+    `among` lists the values that a search tries; without it, `low` and `high` bound what may be given by hand. A knob
+    is `free` if it changes what the model answers, but neither its speed nor its size.
     """
     facts = {"among": among, "low": low, "high": high, "unit": unit, "help": help, "free": free}
     return dataclasses.field(default=default, metadata={"knob": facts})
