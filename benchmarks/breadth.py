@@ -296,9 +296,14 @@ def compete(row: Row, threads: Sequence[int], effort: Effort, folder: Path, agai
 
 
 def publish(folder: Path) -> None:
-    """Make the page again from all rows that are finished."""
-    page = breadth_page.PAGE if folder == breadth_page.RESULTS else folder / "breadth.md"
-    page.write_text(breadth_page.page(folder, [row.name for row in ROWS]), encoding="utf-8")
+    """Make the page again from all rows that are finished, and the README's summary of what is published."""
+    order = [row.name for row in ROWS]
+    published = folder == breadth_page.RESULTS
+    page = breadth_page.PAGE if published else folder / "breadth.md"
+    page.write_text(breadth_page.page(folder, order), encoding="utf-8")
+    if published:
+        readme = breadth_page.README.read_text(encoding="utf-8")
+        breadth_page.README.write_text(breadth_page.with_summary(readme, folder, order), encoding="utf-8")
 
 
 def main() -> None:

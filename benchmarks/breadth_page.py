@@ -1,4 +1,4 @@
-"""The table of benchmarks/breadth.py, made from the files of its rows."""
+"""The table of benchmarks/breadth.py and its summary in the README, made from the files of the rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,9 @@ from records import read_json
 from table import markdown
 
 HERE = Path(__file__).resolve().parent
-RESULTS, PAGE = HERE / "results" / "breadth", HERE / "breadth.md"
+RESULTS, PAGE, README = HERE / "results" / "breadth", HERE / "breadth.md", HERE.parent / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+FLOATS = ("torch eager", "torch.compile", "ONNX Runtime fp32", "OpenVINO")
 WITHIN = 1.05
 """temper counts as not slower up to this ratio of its time to that of the best peer that keeps the quality."""
 
@@ -28,6 +30,13 @@ agreement with the original or, with random weights, of cosine). The last column
 int8 peer that keeps the quality: "faster" where the whole 95 % interval of the ratio is under 1, "level" up to 1.05.
 """
 
+SUMMARY = """\
+Times against temper's artifact, batch 1, one thread: above 1 is slower than temper. Each peer stands with the fastest
+of its variants that loses at most one point on the same examples (1 % of perplexity); struck out is what loses more.
+The last two columns turn it around: temper's time over that of the best peer, float or int8, with one thread and two.
+"""
+MORE = "All contestants, intervals and versions: [benchmarks/breadth.md](benchmarks/breadth.md)."
+
 
 def page(folder: Path, order: Sequence[str]) -> str:
     """The whole page: one table, and below it a section a row, in this order of names."""
@@ -36,6 +45,33 @@ def page(folder: Path, order: Sequence[str]) -> str:
     names = ("model", "threads", "temper, ms", *COLUMNS, "best honest peer", "temper / best peer", "verdict")
     sections = [section for row in found for section in _sections(row)]
     return "\n\n".join([INTRODUCTION.rstrip(), markdown(names, lines), *sections]) + "\n"
+
+
+def with_summary(readme: str, folder: Path, order: Sequence[str]) -> str:
+    """The README with a short table of these rows between its marks."""
+    found = [read_json(folder / f"{name}.json") for name in order if (folder / f"{name}.json").exists()]
+    names = ("model", "best float", "ONNX Runtime int8", "nncf.quantize", "torchao PT2E", "temper's drop")
+    lines = [_summary_line(row) for row in found if "1" in row["threads"]]
+    table = markdown((*names, "temper / best", "with 2 threads"), lines)
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{SUMMARY}\n{table}\n\n{MORE}\n\n{END}{after}"
+
+
+def _summary_line(row: Entry) -> list[str]:
+    entry = row["threads"]["1"]
+    groups = (FLOATS, ("ONNX Runtime int8",), ("OpenVINO + nncf.quantize",), ("torchao PT2E",))
+    cells = [_cell([each for each in entry["contestants"] if each["column"] in group]) for group in groups]
+    temper = _temper(entry)
+    drop = "fails" if "failure" in temper else f"{temper['drop']:+.4f} of {row['metric']}"
+    ratios = [_ratio(row["threads"][threads]) if threads in row["threads"] else "–" for threads in ("1", "2")]
+    return [row["title"], *cells, drop, *ratios]
+
+
+def _ratio(entry: Entry) -> str:
+    """temper's time over that of the best honest peer, and what that means."""
+    _, ratio, word = verdict(entry)
+    return f"{ratio.partition(' ')[0]} {word}".strip()
 
 
 def verdict(entry: Entry) -> tuple[str, str, str]:

@@ -24,6 +24,7 @@ class Knob:
     high: float | None
     unit: str
     help: str
+    free: bool
 
     def check(self, value: object, where: str) -> None:
         """Raise UsageError unless `value` is one that this knob may take."""
@@ -49,12 +50,14 @@ def knob(
     high: float | None = None,
     unit: str = "",
     help: str = "",
+    free: bool = False,
 ) -> Any:
     """A dataclass field that is configuration, validation, search space, command-line option and documentation.
 
-    `among` lists the values that a search tries; without it, `low` and `high` bound what may be given by hand.
+    `among` lists the values that a search tries; without it, `low` and `high` bound what may be given by hand. A knob
+    is `free` if it changes what the model answers, but neither its speed nor its size.
     """
-    facts = {"among": among, "low": low, "high": high, "unit": unit, "help": help}
+    facts = {"among": among, "low": low, "high": high, "unit": unit, "help": help, "free": free}
     return dataclasses.field(default=default, metadata={"knob": facts})
 
 

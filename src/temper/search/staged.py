@@ -2,9 +2,10 @@
 
 The first stage finds the baseline. The second tries each chain of techniques with its default knobs on each runtime,
 the runtime that was fastest in float first; whatever would win but misses a limit is repaired at once, with all the
-techniques that prepare for it or restore what it lost. Runtimes that compile for tens of seconds come after the others,
-and those that are far behind in float come last. The third stage makes one change at a time (a knob, or a technique
-more) to two trials: the best that keeps the limits, and the best that misses them. Last come the neighbours of default
+techniques that prepare for it or restore what it lost, and what is still in doubt after the chains gets other values of
+the knobs that cost no speed. Runtimes that compile for tens of seconds come after the others, and those that are far
+behind in float come last. The third stage makes one change at a time (a knob, or a technique more) to two trials: the
+best that keeps the limits, and the best that misses them. Last come the neighbours of default
 recipes that could not be measured: another value of a knob may be what makes them work.
 """
 
@@ -48,6 +49,7 @@ def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
         yield from _float_runtimes(runtimes)
         yield from _repairs(space, history)
         yield from _chains(space, [each for each in near if each.compiles == compiles])
+        yield from _touches(space, history)
     yield from _moves(space, history)
     yield from _rescues(space, history, near)
     yield from _chains(space, far)
@@ -59,7 +61,7 @@ def _float_runtimes(runtimes: Sequence[type[Runtime]]) -> Iterator[Recipe]:
         default = runtime()
         yield Recipe(runtime=default)
         if not default.full_precision:
-            exact = next((each for each in _neighbours(default) if each.full_precision), None)
+            exact = next((each for each in _neighbours(default, free=False) if each.full_precision), None)
             if exact is not None:
                 yield Recipe(runtime=exact)
 
@@ -101,10 +103,8 @@ def _repairs(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
 
     So is the best that keeps the limits, as long as the proof may still find its loss to be too large.
     """
-    best = _best_inside(space, history)
-    doubtful = [best] if best is not None and _may_fail(best.drop, space.goal.max_drop) else []
     missed = sorted(_winning_misses(space, history), key=lambda each: each.objective(space.goal))
-    for trial in (*missed, *doubtful):
+    for trial in (*missed, *_doubtful(space, history)):
         whole = space.aided(trial.recipe)
         if whole == trial.recipe:
             continue
@@ -113,18 +113,32 @@ def _repairs(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
             yield from space.aids(trial.recipe)
 
 
+def _doubtful(space: Space, history: Sequence[Trial]) -> list[Trial]:
+    best = _best_inside(space, history)
+    return [best] if best is not None and _may_fail(best.drop, space.goal.max_drop) else []
+
+
 def _may_fail(drop: Measurement, limit: float) -> bool:
     return drop.value + CERTAIN * (drop.upper - drop.value) > limit
+
+
+def _touches(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
+    """The winner that misses the limits by least, and the one that may yet do so, at another value of a free knob."""
+    for trial in (*_repairable(space, history), *_doubtful(space, history)):
+        yield from _changed(trial.recipe, free=True)
 
 
 def _moves(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     """One change: to the best trial within the limits, and to the better one that misses them by least."""
     best = _best_inside(space, history)
-    repairable = min(_winning_misses(space, history), key=lambda each: each.drop.value, default=None)
-    for trial in (best, repairable):
-        if trial is not None:
-            yield from _changed(trial.recipe)
-            yield from space.insertions(trial.recipe)
+    for trial in (*([] if best is None else [best]), *_repairable(space, history)):
+        yield from _changed(trial.recipe, free=False)
+        yield from space.insertions(trial.recipe)
+
+
+def _repairable(space: Space, history: Sequence[Trial]) -> list[Trial]:
+    """The one that would win and misses the limits by least, if there is one."""
+    return sorted(_winning_misses(space, history), key=lambda each: each.drop.value)[:1]
 
 
 def _best_inside(space: Space, history: Sequence[Trial]) -> Trial | None:
@@ -149,22 +163,23 @@ def _rescues(space: Space, history: Sequence[Trial], runtimes: Sequence[Runtime]
     for recipe in _chains(space, runtimes):
         found = outcomes.get(recipe.key, set())
         if found & {"failed", "dropped"} and "measured" not in found:
-            yield from _changed(recipe)
+            for free in (True, False):
+                yield from _changed(recipe, free=free)
 
 
-def _changed(recipe: Recipe) -> Iterator[Recipe]:
+def _changed(recipe: Recipe, *, free: bool) -> Iterator[Recipe]:
     for index, technique in enumerate(recipe.techniques):
-        for neighbour in _neighbours(technique):
+        for neighbour in _neighbours(technique, free=free):
             techniques = (*recipe.techniques[:index], neighbour, *recipe.techniques[index + 1 :])
             yield dataclasses.replace(recipe, techniques=techniques)
-    for runtime in _neighbours(recipe.runtime):
+    for runtime in _neighbours(recipe.runtime, free=free):
         yield dataclasses.replace(recipe, runtime=runtime)
 
 
-def _neighbours(plug: P) -> Iterator[P]:
+def _neighbours(plug: P, *, free: bool) -> Iterator[P]:
     """The plug with one knob at another value: the next ones up and down for a number, any for a choice."""
     for knob in plug.knobs():
-        if knob.among is None:
+        if knob.among is None or knob.free != free:
             continue
         here = knob.among.index(getattr(plug, knob.name))
         ordered = knob.type in (int, float)

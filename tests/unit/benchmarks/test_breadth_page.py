@@ -59,6 +59,17 @@ def test_temper_itself_is_no_peer() -> None:
     assert breadth_page.verdict(alone)[2] == "no comparison"
 
 
+def row(*contestants: dict[str, Any]) -> dict[str, Any]:
+    about = {"date": "2026-01-01", "environment": {"processor": "a chip", "cores": 2}, "versions": {"torch": "2"}}
+    about |= {"budget": "1m", "rounds": 3, "verdict": "ACCEPT", "reason": "it is so"}
+    return {
+        "title": "A model",
+        "metric": "accuracy",
+        "examples": 10,
+        "threads": {"1": {**about, **entry(*contestants)}},
+    }
+
+
 def test_the_page_shows_the_fastest_honest_way_strikes_out_the_rest_and_says_what_failed(tmp_path: Path) -> None:
     contestants = (
         contestant("OpenVINO", 1.5),
@@ -67,13 +78,23 @@ def test_the_page_shows_the_fastest_honest_way_strikes_out_the_rest_and_says_wha
         contestant("torchao PT2E", 0.8, kept=False),
         failed("torch.compile"),
     )
-    about = {"date": "2026-01-01", "environment": {"processor": "a chip", "cores": 2}, "versions": {"torch": "2"}}
-    about |= {"budget": "1m", "rounds": 3, "verdict": "ACCEPT", "reason": "it is so"}
-    row = {"title": "A model", "metric": "accuracy", "examples": 10, "threads": {"1": {**about, **entry(*contestants)}}}
-    (tmp_path / "one.json").write_text(json.dumps(row), encoding="utf-8")
+    (tmp_path / "one.json").write_text(json.dumps(row(*contestants)), encoding="utf-8")
     page = breadth_page.page(tmp_path, ["one", "not made yet"])
     line = next(line for line in page.splitlines() if line.startswith("| A model"))
     cells = dict(zip(breadth_page.COLUMNS, (cell.strip() for cell in line.split("|")[4:])))
     assert (cells["OpenVINO"], cells["torchao PT2E"], cells["torch.compile"]) == ("1.20", "~~0.80~~", "fails")
     assert cells["torch eager"] == "–"
     assert "no such kernel" in page
+
+
+def test_the_summary_takes_the_place_of_the_one_before_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+    contestants = (contestant("OpenVINO", 1.5), contestant("torch eager", 3.0), contestant("torchao PT2E", 1.25))
+    (tmp_path / "one.json").write_text(json.dumps(row(*contestants)), encoding="utf-8")
+    before = "# Us\n\n<!-- results -->\n\nold\n\n<!-- /results -->\n\nMore.\n"
+    after = breadth_page.with_summary(before, tmp_path, ["one", "not made yet"])
+    assert after.startswith("# Us\n\n<!-- results -->\n\nTimes")
+    assert after.endswith("<!-- /results -->\n\nMore.\n")
+    assert "old" not in after
+    line = next(line for line in after.splitlines() if line.startswith("| A model"))
+    assert line == "| A model | 1.50 | – | – | 1.25 | +0.0000 of accuracy | 0.800 faster | – |"
+    assert breadth_page.with_summary(after, tmp_path, ["one"]) == after

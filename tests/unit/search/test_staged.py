@@ -173,6 +173,23 @@ def test_what_the_proof_may_still_reject_is_repaired(bound: float, mended: bool)
     assert any(each.name == "mending" for each in proposed.techniques) == mended
 
 
+def _touched(history: list[Trial]) -> list[int]:
+    """The numbers of the trials in which a free knob stands at another value than its default."""
+    ranges = [[getattr(each, "ranges", "minmax") for each in trial.recipe.techniques] for trial in history]
+    return [trial.number for trial, values in zip(history, ranges, strict=True) if set(values) - {"minmax"}]
+
+
+def test_free_knobs_are_turned_when_what_would_win_loses_too_much_and_before_other_changes() -> None:
+    history = run(space(), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.2 if recipe.techniques else 0.0))
+    chains = [each.number for each in history if each.recipe.techniques][:2]
+    assert _touched(history)[:3] == [chains[-1] + 1, chains[-1] + 2, chains[-1] + 3]
+
+
+def test_free_knobs_stay_where_they_are_when_nothing_is_lost() -> None:
+    history = run(space(), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.0))
+    assert not _touched(history)
+
+
 def test_a_runtime_far_behind_in_float_comes_last() -> None:
     speed = {"onnxruntime": 1.0, "openvino": 0.9, "torch_eager": 9.0}
     found = run(space(), lambda recipe: (speed[recipe.runtime.name] * (0.5 if recipe.techniques else 1), 0.0))

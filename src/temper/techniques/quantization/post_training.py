@@ -56,6 +56,7 @@ class PostTrainingQuantization(Technique):
         "minmax",
         among=("minmax", "percentile", "mse", "entropy"),
         help="how the range of an activation is taken from its values",
+        free=True,
     )
     percentile: float = knob(
         99.99, low=50.0, high=100.0, unit="%", help="share of values inside, for ranges=percentile"
