@@ -110,9 +110,11 @@ class IntegerScheme:
     weight's scale. `dynamic`: what shares a scale when the inputs of a linear layer are quantized at run time: the
     whole tensor, with a zero point, or groups of neighbours in a row, symmetrically; None if the runtime does not.
     `blocks`: it keeps weights of 4 or 8 bits with a scale a block, and quantizes activations in the same blocks.
+    `fuses_activations`: every activation behind a convolution becomes part of it, rather than only those that clamp.
     """
 
     symmetric_matmul: bool
     integer_bias: bool
     dynamic: Literal["tensor", "rows"] | None = None
     blocks: bool = False
+    fuses_activations: bool = False

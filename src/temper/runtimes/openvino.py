@@ -42,7 +42,9 @@ class OpenVino(Runtime):
     package = "openvino"
     extra = "openvino"
     reads_onnx = True
-    integers = IntegerScheme(symmetric_matmul=True, integer_bias=False, dynamic="rows", blocks=True)
+    integers = IntegerScheme(
+        symmetric_matmul=True, integer_bias=False, dynamic="rows", blocks=True, fuses_activations=True
+    )
 
     precision: str = knob(
         "default",

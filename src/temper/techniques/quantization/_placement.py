@@ -1,6 +1,7 @@
 """Where quantizers stand: which activations of a graph pass through integers, for which consumers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
@@ -14,7 +15,7 @@ aten = torch.ops.aten
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default)
 SUMS = (aten.add.Tensor, aten.add_.Tensor)
 CONCATENATIONS = (aten.cat.default, aten.concat.default, aten.concatenate.default)
-ACTIVATIONS = (
+CLAMPS = (
     aten.relu.default,
     aten.relu_.default,
     aten.relu6.default,
@@ -22,34 +23,58 @@ ACTIVATIONS = (
     aten.hardtanh_.default,
     aten.clamp.default,
 )
-"""Operators that runtimes fuse into the integer product before them: the quantizer stands behind them."""
+"""Operators that every runtime fuses into the integer product before them: the quantizer stands behind them."""
+ACTIVATIONS = (
+    *CLAMPS,
+    aten.leaky_relu.default,
+    aten.leaky_relu_.default,
+    aten.elu.default,
+    aten.elu_.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.silu_.default,
+    aten.mish.default,
+    aten.mish_.default,
+    aten.hardswish.default,
+    aten.hardswish_.default,
+    aten.hardsigmoid.default,
+    aten.hardsigmoid_.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+)
+"""Those that runtimes fuse as well whose integer kernels end in any activation."""
 REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.adaptive_avg_pool1d.default, aten.avg_pool1d.default)
 """OpenVINO 2026 computes infinities where these read a convolution over one dimension as integers."""
 SIZES = (aten.sym_size.int, aten.sym_numel.default)
 """Operators that read the shape alone."""
 
 
-def quantized_edges(graph: Graph, *, everywhere: bool, skipped: Sequence[Node]) -> dict[Node, list[Node]]:
+def quantized_edges(
+    graph: Graph, *, everywhere: bool, skipped: Sequence[Node], fuses_activations: bool
+) -> dict[Node, list[Node]]:
     """Each activation that gets a quantizer, with the consumers that read it through the quantizer.
 
     `skipped` are layers that stay in float. With `everywhere`, sums, concatenations, pools and data movements behind
     convolutions also read quantized values, and the outputs of convolutions are quantized, behind an activation that
-    the runtime fuses. What is computed from stored tensors alone has no quantizer: runtimes fold it.
+    the runtime fuses: one that clamps, or any if it `fuses_activations`. What is computed from stored tensors alone has
+    no quantizer: runtimes fold it.
     """
     edges: dict[Node, list[Node]] = {}
-    computed = _computed(graph)
+    place = _Placement(
+        skipped=skipped, computed=_computed(graph), fused=ACTIVATIONS if fuses_activations else CLAMPS, edges=edges
+    )
     # Backwards, so that a movement already knows whether someone reads its output as integers.
     for node in reversed(graph.module.graph.nodes):
         if node.op != "call_function" or node in skipped:
             continue
-        wanted = _read_as_integers(node, edges, skipped, computed) if everywhere else _read_by_product(node)
-        if everywhere and not wanted and not is_call(node, (*ACTIVATIONS, *SIZES)):
+        wanted = place.read_as_integers(node) if everywhere else _read_by_product(node)
+        if everywhere and not wanted and not is_call(node, (*place.fused, *SIZES)):
             # Any other reader of a convolution: its output must be quantized for it to run in integers.
-            wanted = [each for each in node.all_input_nodes if _ends_convolution(each, skipped)]
+            wanted = [each for each in node.all_input_nodes if place.ends_convolution(each)]
         if is_call(node, REDUCTIONS):
             wanted = [each for each in wanted if _rank(each) != 3]
         for source in dict.fromkeys(wanted):
-            if source in computed and source not in skipped:
+            if source in place.computed and source not in skipped:
                 edges.setdefault(source, []).insert(0, node)
     return dict(reversed(edges.items()))
 
@@ -94,47 +119,56 @@ def _read_by_product(node: Node) -> list[Node]:
     return []
 
 
-def _read_as_integers(
-    node: Node, edges: Mapping[Node, Sequence[Node]], skipped: Sequence[Node], computed: set[Node]
-) -> list[Node]:
-    """The arguments that this consumer would read through a quantizer, whatever they are."""
-    if products := _read_by_product(node):
-        return products
-    if _sums_convolution(node, skipped) and len(computed.intersection(_nodes(node.args[:2]))) == 2:
-        return _nodes(node.args[:2])
-    if is_call(node, POOLS):
-        return _nodes(node.args[:1])
-    if is_movement(node) and node in edges and _comes_as_integers(_moved_from(node), skipped):
-        return _nodes(node.args[:1])
-    if is_call(node, CONCATENATIONS) and node in edges and computed.issuperset(node.all_input_nodes):
-        return node.all_input_nodes
-    return []
+@dataclass(frozen=True, kw_only=True)
+class _Placement:
+    """What is known of a graph while its quantizers are placed: `edges` grows from the end of the graph backwards."""
 
+    skipped: Sequence[Node]
+    computed: set[Node]
+    fused: tuple[object, ...]
+    edges: Mapping[Node, Sequence[Node]]
 
-def _comes_as_integers(node: Node, skipped: Sequence[Node]) -> bool:
-    """Whether an operator in integers makes this: moving bytes is then cheaper than moving floats.
+    def read_as_integers(self, node: Node) -> list[Node]:
+        """The arguments that this consumer would read through a quantizer, whatever they are."""
+        if products := _read_by_product(node):
+            return products
+        if self.sums_convolution(node) and len(self.computed.intersection(_nodes(node.args[:2]))) == 2:
+            return _nodes(node.args[:2])
+        if is_call(node, POOLS):
+            return _nodes(node.args[:1])
+        if is_movement(node) and node in self.edges and self.comes_as_integers(_moved_from(node)):
+            return _nodes(node.args[:1])
+        if is_call(node, CONCATENATIONS) and node in self.edges and self.computed.issuperset(node.all_input_nodes):
+            return node.all_input_nodes
+        return []
 
-    What floats make is quantized where it is read, so that the runtime can fuse the quantizer into the movement.
-    """
-    if is_call(node, ACTIVATIONS) and isinstance(node.args[0], Node):
-        node = node.args[0]
-    if is_call(node, (*POOLS, *CONCATENATIONS)) or node.op == "placeholder":
-        return True
-    return _ends_convolution(node, skipped) or _sums_convolution(node, skipped)
+    def comes_as_integers(self, node: Node) -> bool:
+        """Whether an operator in integers makes this: moving bytes is then cheaper than moving floats.
 
+        What floats make is quantized where it is read, so that the runtime can fuse the quantizer into the movement.
+        """
+        if is_call(node, self.fused) and isinstance(node.args[0], Node):
+            node = node.args[0]
+        if is_call(node, (*POOLS, *CONCATENATIONS)) or node.op == "placeholder":
+            return True
+        return self.ends_convolution(node) or self.sums_convolution(node)
 
-def _sums_convolution(node: Node, skipped: Sequence[Node]) -> bool:
-    """Whether the sum is fused into a convolution; between the layers of a transformer it would only lose precision."""
-    if not is_call(node, SUMS):
-        return False
-    return any(_ends_convolution(_moved_from(each), skipped) for each in _nodes(node.args[:2]))
+    def sums_convolution(self, node: Node) -> bool:
+        """Whether the sum is fused into a convolution; between the layers of a transformer it would lose precision."""
+        if not is_call(node, SUMS):
+            return False
+        return any(self.ends_convolution(_moved_from(each)) for each in _nodes(node.args[:2]))
 
-
-def _ends_convolution(node: object, skipped: Sequence[Node]) -> bool:
-    """Whether the node is the output of a convolution in integers, with the activation fused into it."""
-    if isinstance(node, Node) and is_call(node, ACTIVATIONS):
-        node = node.args[0]
-    return isinstance(node, Node) and is_call(node, CONVOLUTIONS) and _has_own_weight(node) and node not in skipped
+    def ends_convolution(self, node: object) -> bool:
+        """Whether the node is the output of a convolution in integers, with the activation fused into it."""
+        if isinstance(node, Node) and is_call(node, self.fused):
+            node = node.args[0]
+        return (
+            isinstance(node, Node)
+            and is_call(node, CONVOLUTIONS)
+            and _has_own_weight(node)
+            and node not in self.skipped
+        )
 
 
 def _has_own_weight(layer: Node) -> bool:

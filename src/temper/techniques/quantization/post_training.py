@@ -95,7 +95,12 @@ class PostTrainingQuantization(Technique):
         self, graph: Graph, calibration: tuple[Array, ...], scheme: IntegerScheme, kept: Sequence[Node]
     ) -> None:
         layers = [layer for layer in float_layers(graph) if layer not in kept]
-        edges = quantized_edges(graph, everywhere=self.placement == "everywhere", skipped=kept)
+        edges = quantized_edges(
+            graph,
+            everywhere=self.placement == "everywhere",
+            skipped=kept,
+            fuses_activations=scheme.fuses_activations,
+        )
         sources = range_sources(edges)
         seen = histograms(graph, calibration, {each for group in sources.values() for each in group}, self.ranges)
         signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
