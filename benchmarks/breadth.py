@@ -52,11 +52,16 @@ TEMPER, BASELINE, AGAIN = "temper", "temper's baseline, the best float runtime",
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model of the table: its task, and whether peers are told that it is a transformer."""
+    """A model of the table: its task, and whether peers are told that it is a transformer.
+
+    `unproven`: the task has so few labels that hardly anything could be proven to lose less than a point. Then temper
+    may ship, as everyone else does, what keeps the limit on these examples without proof.
+    """
 
     name: str
     task: str
     transformer: bool = False
+    unproven: bool = False
 
     @property
     def reference(self) -> str:
@@ -67,7 +72,7 @@ ROWS = (
     Row(name="resnet20_cifar10", task="resnet20_cifar10.py:task"),
     Row(name="resnet56_cifar10", task="resnet56_cifar10.py:task"),
     Row(name="mlperftiny_resnet8", task="mlperftiny_resnet8.py:task"),
-    Row(name="tinydarknet", task="tinydarknet.py:task"),
+    Row(name="tinydarknet", task="tinydarknet.py:task", unproven=True),
     Row(name="minilm_sst2_natural", task="minilm_sst2.py:natural", transformer=True),
     Row(name="minilm_sst2_padded128", task="minilm_sst2.py:padded128", transformer=True),
     Row(name="stories260k", task="stories260k.py:task", transformer=True),
@@ -108,7 +113,14 @@ class Contest:
         """Let temper search for so many threads, then time everyone: the row's entry for that number of threads."""
         place = self.folder / f"temper-{threads}-{_code(Path(temper.__file__).parent)}"
         goal = Goal(max_drop=LOSS, conditions=Conditions(threads=threads))
-        result = optimize(self.row.reference, goal, budget=self.effort.budget, out=place, resume=place.exists())
+        result = optimize(
+            self.row.reference,
+            goal,
+            budget=self.effort.budget,
+            out=place,
+            resume=place.exists(),
+            allow_unproven=self.row.unproven,
+        )
         artifacts = {TEMPER: place / "artifact", BASELINE: place / "baseline", AGAIN: place / "artifact"}
         answers, failures = dict(self.answers), dict(self.failures)
         kept = place.with_name(f"{place.name}-answers")

@@ -52,19 +52,17 @@ def choose(
     """
     count = len(subject.examples)
     tell(f"proof: {len(candidates)} frozen from safest to boldest, to be tested on {count} unseen examples")
-    tested, failure = tested_in_order(workshop, subject, candidates)
+    tested, failure = tested_in_order(workshop, subject, candidates, allow_unproven=allow_unproven)
     steps = [_step(each) for each in tested]
     if failure is not None:
         title = str(candidates[len(tested)].recipe)
         steps.append({"title": title, "verdict": Verdict.REJECT.value, "reason": f"it failed: {failure}"})
-    start = _baseline(workshop, subject, trials, tested)
+    start = _baseline(workshop, subject, trials, tested, allow_unproven=allow_unproven)
     if start is not tested[0]:
         steps.insert(1, _step(start))
     for step in steps:
         tell(f"proof: {step['title']}: {step['verdict']}: {step['reason']}")
-    eligible = [each for each in tested[1:] if each.verdict is Verdict.ACCEPT]
-    if allow_unproven and tested[-1].verdict is Verdict.INCONCLUSIVE and len(tested) > 1:
-        eligible.append(tested[-1])
+    eligible = [each for each in tested[1:] if each.verdict is Verdict.ACCEPT or (allow_unproven and each.plausible)]
     shown = {"baseline": start}
     eager = next((each for each in trials if each.measured and _is_eager(each.recipe)), None)
     if eager is not None and eager.recipe != start.recipe:
@@ -137,9 +135,12 @@ def _best_first(workshop: Workshop, subject: Subject, start: Tested, eligible: S
     return [each for _, each in sorted(zip(values, eligible), key=lambda pair: pair[0])]
 
 
-def _baseline(workshop: Workshop, subject: Subject, trials: Sequence[Trial], tested: Sequence[Tested]) -> Tested:
+def _baseline(
+    workshop: Workshop, subject: Subject, trials: Sequence[Trial], tested: Sequence[Tested], *, allow_unproven: bool
+) -> Tested:
     """The baseline; if its quality is unproven and it computes in less than float32, the best runtime that does not."""
-    if tested[0].verdict is Verdict.ACCEPT or tested[0].recipe.runtime.full_precision:
+    kept = tested[0].verdict is Verdict.ACCEPT or (allow_unproven and tested[0].plausible)
+    if kept or tested[0].recipe.runtime.full_precision:
         return tested[0]
     exact = full_precision(trials, workshop.goal)
     return tested[0] if exact is None else _tested(workshop, subject, exact)

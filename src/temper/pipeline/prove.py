@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,32 +39,50 @@ class Tested:
     def verdict(self) -> Verdict:
         return self.judgement.verdict
 
+    @property
+    def plausible(self) -> bool:
+        """Whether the limit is kept on these examples, without proof that it is on others."""
+        return self.verdict is Verdict.INCONCLUSIVE and self.quality.drop.value <= self.judgement.bound
+
 
 def tested_in_order(
-    workshop: Workshop, subject: Subject, candidates: Sequence[Trial]
+    workshop: Workshop, subject: Subject, candidates: Sequence[Trial], *, allow_unproven: bool
 ) -> tuple[list[Tested], TemperError | None]:
     """Test the candidates' quality at 5 % each, from safest to boldest, and stop at the first that is not accepted.
 
     Because the order was fixed before the data was seen, the chance that any accepted one is in truth beyond the
     limit stays at 5 % for the whole family. Reference: Maurer, Hothorn & Lehmacher 1995 (fixed sequence tests).
     The unchanged model in float32 is tested and reported, but stops nothing: it computes what the original computes.
+    With `allow_unproven` what is INCONCLUSIVE does not stop the sequence, but nothing behind it is accepted any more.
     A candidate that fails on these examples stops the sequence too, and its error is returned; of the first, the
     baseline, it is raised.
     """
     tested: list[Tested] = []
+    proven = True
     for trial in candidates:
         try:
-            tested.append(tested_quality(workshop, subject, workshop.artifact_of(trial), trial.recipe))
+            found = tested_quality(workshop, subject, workshop.artifact_of(trial), trial.recipe)
         except HostError:
             raise
         except TemperError as error:
             if not tested:
                 raise
             return tested, error
+        tested.append(found if proven else _unproven(found))
         unchanged = not trial.recipe.techniques and trial.recipe.runtime.full_precision
-        if tested[-1].verdict is not Verdict.ACCEPT and not unchanged:
+        proven &= found.verdict is Verdict.ACCEPT or unchanged
+        if not proven and not (allow_unproven and found.verdict is Verdict.INCONCLUSIVE):
             break
     return tested, None
+
+
+def _unproven(tested: Tested) -> Tested:
+    """What was tested behind one that is not proven: alone it would be accepted at 5 %, together with that one not."""
+    if tested.verdict is not Verdict.ACCEPT:
+        return tested
+    reason = f"{tested.judgement.reason}; but tested behind one that is not proven"
+    judgement = replace(tested.judgement, verdict=Verdict.INCONCLUSIVE, reason=reason)
+    return replace(tested, judgement=judgement)
 
 
 def tested_quality(workshop: Workshop, subject: Subject, artifact: Path, recipe: Recipe) -> Tested:

@@ -155,6 +155,29 @@ def test_what_is_not_proven_ships_only_on_request(monkeypatch: pytest.MonkeyPatc
     assert chosen(monkeypatch, refuted, allow_unproven=True).tested.recipe == FLOAT
 
 
+def test_behind_what_is_not_proven_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On request the sequence goes on, but one that alone would be accepted no longer is."""
+    contestants = [(FLOAT, 1.0, RIGHT), (SAFE, 0.8, wrong(10)), (BOLD, 0.5, RIGHT)]
+    assert chosen(monkeypatch, contestants).tested.recipe == FLOAT
+    choice = chosen(monkeypatch, contestants, allow_unproven=True)
+    assert choice.tested.recipe == BOLD
+    assert [step["verdict"] for step in choice.steps] == ["ACCEPT", "INCONCLUSIVE", "INCONCLUSIVE"]
+    assert "behind one that is not proven" in choice.steps[-1]["reason"]
+
+
+def test_what_misses_the_limit_on_the_proof_itself_never_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = chosen(monkeypatch, [(FLOAT, 1.0, RIGHT), (SAFE, 0.5, wrong(13))], allow_unproven=True)
+    assert choice.steps[-1]["verdict"] == "INCONCLUSIVE"
+    assert choice.tested.recipe == FLOAT
+
+
+def test_a_plausible_baseline_of_lower_precision_stays_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    contestants = [(HALF, 0.5, wrong(10)), (SAFE, 0.3, RIGHT), (FLOAT, 1.0, RIGHT)]
+    assert chosen(monkeypatch, contestants).baseline.recipe == FLOAT
+    choice = chosen(monkeypatch, contestants, allow_unproven=True)
+    assert (choice.baseline.recipe, choice.tested.recipe) == (HALF, SAFE)
+
+
 def test_a_baseline_that_the_proof_refutes_gives_way_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = chosen(monkeypatch, [(HALF, 0.5, wrong(60)), (FLOAT, 1.0, RIGHT)])
     assert choice.tested.recipe == FLOAT
