@@ -18,7 +18,7 @@ from temper.core.runtime import Runtime
 from temper.core.search import Space
 from temper.core.technique import Technique
 from temper.core.trial import Outcome, Trial
-from temper.graph.facts import has_quantizers
+from temper.graph.facts import has_float_layers, has_quantizers
 from temper.search.staged import StagedSearch
 
 GOAL = Goal()
@@ -171,6 +171,35 @@ def test_what_the_proof_may_still_reject_is_repaired(bound: float, mended: bool)
     proposed = StagedSearch().propose(widened(_Mending), history)
     assert proposed is not None
     assert any(each.name == "mending" for each in proposed.techniques) == mended
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Speeding(Technique):
+    name: ClassVar[str] = "speeding"
+    needs = (has_float_layers,)
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        return graph
+
+
+def test_the_best_gets_one_technique_more_and_does_without_help_that_it_does_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Speeding gains something together with quantization alone, and makes mending superfluous, which takes time."""
+
+    def judge(recipe: Recipe) -> tuple[float, float]:
+        names = {each.name for each in recipe.techniques}
+        if "quantization.post_training" not in names:
+            return 1.0, 0.0
+        ratio = 0.6 - 0.2 * ("speeding" in names) + 0.1 * ("mending" in names)
+        return ratio, 0.0 if names & {"mending", "speeding"} else 0.2
+
+    for name in ("onnxruntime", "torch_eager"):
+        monkeypatch.setattr(catalog.get(Runtime, name), "compiles", True)
+    found = [each.recipe for each in run(widened(_Mending, _Speeding), judge)]
+    names = [{each.name.rpartition(".")[2] for each in recipe.techniques} - {"batch_norm"} for recipe in found]
+    both, without = names.index({"post_training", "mending", "speeding"}), names.index({"post_training", "speeding"})
+    assert both < without < [recipe.runtime.name for recipe in found].index("onnxruntime")
 
 
 def _touched(history: list[Trial]) -> list[int]:
