@@ -214,6 +214,28 @@ def test_free_knobs_are_turned_when_what_would_win_loses_too_much_and_before_oth
     assert _touched(history)[:3] == [chains[-1] + 1, chains[-1] + 2, chains[-1] + 3]
 
 
+def test_what_compiles_is_touched_after_all_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes = tuple(catalog.get(Runtime, name) for name in ("openvino", "onnxruntime", "torch_compiled"))
+    monkeypatch.setattr(runtimes[1], "compiles", True)
+    usual = space()
+    several = Space(goal=GOAL, runtimes=runtimes, techniques=usual.techniques, holds=usual.holds)
+
+    def judge(recipe: Recipe) -> tuple[float, float]:
+        wins = recipe.techniques and recipe.runtime.name != "openvino"
+        return (0.5, 0.2) if wins else (1.0, 0.0)
+
+    history = run(several, judge)
+    chains = [each.recipe.runtime.name for each in history[: _touched(history)[0] - 1] if each.recipe.techniques]
+    assert chains == ["openvino", "onnxruntime", "torch_compiled"]
+
+
+def test_a_miss_of_another_limit_turns_no_free_knob() -> None:
+    goal = Goal(limits={"size_bytes": 0.5})
+    usual = space()
+    small = Space(goal=goal, runtimes=usual.runtimes, techniques=usual.techniques, holds=usual.holds)
+    assert not _touched(run(small, lambda recipe: (0.5 if recipe.techniques else 1.0, 0.0)))
+
+
 def test_free_knobs_stay_where_they_are_when_nothing_is_lost() -> None:
     history = run(space(), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.0))
     assert not _touched(history)
