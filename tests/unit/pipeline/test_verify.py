@@ -10,8 +10,9 @@ from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.proof import Judgement, Verdict
 from temper.core.recipe import Recipe
+from temper.pipeline import prove
 from temper.pipeline import verify as module
-from temper.pipeline.prove import Tested, digest
+from temper.pipeline.prove import digest
 from temper.pipeline.verify import Verification, _reproduced, _verified
 from temper.runtimes.onnxruntime import OnnxRuntime
 
@@ -66,9 +67,11 @@ def test_what_its_own_proof_did_not_accept_is_not_accepted_on_the_same_examples(
     def judged(verdict: Verdict) -> Judgement:
         return Judgement(limit="drop", bound=0.01, measurement=drop, verdict=verdict, reason="as counted")
 
-    def tested(*arguments: object) -> Tested:
+    def tested(*arguments: object) -> prove.Tested:
         alone = judged(Verdict.ACCEPT)
-        return Tested(folder=Path(), recipe=recipe, quality=SimpleNamespace(), outputs=(REPORTED,), judgement=alone)
+        return prove.Tested(
+            folder=Path(), recipe=recipe, quality=SimpleNamespace(), outputs=(REPORTED,), judgement=alone
+        )
 
     monkeypatch.setattr(module, "tested_quality", tested)
     monkeypatch.setattr(module, "measure_rows", lambda workshop, subject, contestants: ({"baseline": None}, 0.0))
