@@ -34,6 +34,7 @@ SUMMARY = """\
 Times against temper's artifact, batch 1, one thread: above 1 is slower than temper. Each peer stands with the fastest
 of its variants that loses at most one point on the same examples (1 % of perplexity); struck out is what loses more.
 The last two columns turn it around: temper's time over that of the best peer, float or int8, with one thread and two.
+That temper loses no more than a point is proven for each of its artifacts, but where it says otherwise.
 """
 MORE = "All contestants, intervals and versions: [benchmarks/breadth.md](benchmarks/breadth.md)."
 
@@ -53,8 +54,10 @@ def with_summary(readme: str, folder: Path, order: Sequence[str]) -> str:
     names = ("model", "best float", "ONNX Runtime int8", "nncf.quantize", "torchao PT2E", "temper's drop")
     lines = [_summary_line(row) for row in found if "1" in row["threads"]]
     table = markdown((*names, "temper / best", "with 2 threads"), lines)
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, begun, rest = readme.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not begun or not ended:
+        raise ValueError(f"the README has no place for results: it needs the lines {BEGIN} and {END}")
     return f"{before}{BEGIN}\n\n{SUMMARY}\n{table}\n\n{MORE}\n\n{END}{after}"
 
 
@@ -64,6 +67,7 @@ def _summary_line(row: Entry) -> list[str]:
     cells = [_cell([each for each in entry["contestants"] if each["column"] in group]) for group in groups]
     temper = _temper(entry)
     drop = "fails" if "failure" in temper else f"{temper['drop']:+.4f} of {row['metric']}"
+    drop += "" if entry["verdict"] == "ACCEPT" else " (not proven)"
     ratios = [_ratio(row["threads"][threads]) if threads in row["threads"] else "–" for threads in ("1", "2")]
     return [row["title"], *cells, drop, *ratios]
 

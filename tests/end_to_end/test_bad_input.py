@@ -196,6 +196,10 @@ def test_a_task_file_with_a_syntax_error(tmp_path: Path, cli: Cli) -> None:
         (["optimize", "{file}:fine", "--out", "{file}"], r"exists"),
         (["catalog", "quantization.wishful"], r"the catalog has no 'quantization\.wishful'"),
         (["bench", "{out}"], r"neither a folder with an artifact nor a task"),
+        (["bench", "{out}", "--concurrency", "2"], r"give its --rate too"),
+        (["bench", "{out}", "--p99", "0.1", "--threads", "2", "--batch", "4"], r"leave --threads and --batch out"),
+        (["bench", "{out}", "--rate", "9", "--rounds", "9"], r"with --rate and --p99 it is --duration"),
+        (["bench", "{out}", "--duration", "9"], r"without a load it is --rounds"),
         (["show", "{out}"], r"holds no artifact"),
     ],
 )

@@ -9,7 +9,8 @@ import torch
 
 import temper
 from temper import Data, Goal, Task
-from temper.core.errors import TaskError
+from temper.core.errors import DataError, TaskError, UsageError
+from temper.core.goal import Conditions
 from tests import models
 from tests.models import randomized
 
@@ -79,3 +80,17 @@ def test_a_file_that_decides_by_value_gets_its_best_runtime(tmp_path: Path) -> N
 def test_a_file_that_is_not_there_is_said() -> None:
     with pytest.raises(TaskError, match=r"no file .*nowhere\.onnx"):
         Task.from_onnx("nowhere.onnx", Data(np.ones((9, 3))))
+
+
+def test_examples_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    """Cut to one length or padded, they would be other examples than those that were given."""
+    (tmp_path / "model.onnx").write_bytes(onnx.parser.parse_model(BRANCHING).SerializeToString())
+    generator = np.random.default_rng(0)
+    rows = [generator.normal(size=3 + number % 2).astype(np.float32) for number in range(60)]
+    task = Task.from_onnx(tmp_path / "model.onnx", Data((rows, np.zeros(60, np.int64))))
+    with pytest.raises(DataError, match="the examples differ in length"):
+        temper.optimize(task, Goal(max_drop=0.05), out=tmp_path / "run", trials=1, tell=lambda line: None)
+    whole = Task.from_onnx(tmp_path / "model.onnx", Data(generator.normal(size=(60, 4)).astype(np.float32)))
+    goal = Goal(max_drop=0.05, conditions=Conditions(length=3))
+    with pytest.raises(UsageError, match="leave the length out"):
+        temper.optimize(whole, goal, out=tmp_path / "other", trials=1, tell=lambda line: None)

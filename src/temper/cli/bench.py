@@ -24,6 +24,7 @@ Rounds = Annotated[int, typer.Option(min=5, help="Interleaved rounds; more of th
 
 
 def command(
+    context: typer.Context,
     contestants: Annotated[list[str], typer.Argument(help="Tasks (file.py:name) and folders of artifacts or runs.")],
     threads: Threads = 1,
     batch: Batch = 1,
@@ -45,6 +46,15 @@ def command(
 
     if rate is not None and p99 is not None:
         raise UsageError("--rate offers one load, and --p99 looks for the highest: give one of the two")
+    chosen = [name for name in ("threads", "batch", "concurrency") if _given(context, name)]
+    if p99 is not None and chosen:
+        raise UsageError(f"--p99 looks for the best {', '.join(chosen)}: leave --{' and --'.join(chosen)} out")
+    if rate is None and _given(context, "concurrency"):
+        raise UsageError("--concurrency says how many instances answer a load: give its --rate too")
+    if (rate is not None or p99 is not None) and _given(context, "rounds"):
+        raise UsageError("--rounds belongs to latencies without a load: with --rate and --p99 it is --duration")
+    if rate is None and p99 is None and _given(context, "duration"):
+        raise UsageError("--duration belongs to --rate and --p99: without a load it is --rounds")
     if p99 is not None and len(contestants) > 1:
         raise UsageError(f"--p99 takes one artifact at a time, and was given {len(contestants)}")
     if p99 is not None:
@@ -61,6 +71,12 @@ def command(
         with progress() as tell:
             result = bench(contestants, conditions, rounds=rounds, trust=trust, tell=tell)
         _show_bench(result, conditions, as_json)
+
+
+def _given(context: typer.Context, option: str) -> bool:
+    """Whether the user wrote the option, rather than left it to its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _show_bench(result: "Bench", conditions: "Conditions", as_json: bool) -> None:

@@ -57,7 +57,14 @@ def _show(name: str, kind: "type[Plug]", as_json: bool) -> None:
 
     plug = catalog.get(kind, name)
     knobs = [
-        {"name": each.name, "default": each.default, "among": each.among, "unit": each.unit, "help": each.help}
+        {
+            "name": each.name,
+            "default": each.default,
+            "among": each.among,
+            "unit": each.unit,
+            "help": each.help,
+            "free": each.free,
+        }
         for each in plug.knobs()
     ]
     if as_json:

@@ -91,6 +91,13 @@ class Space:
                     yield longer
                     break
 
+    def removals(self, recipe: Recipe) -> Iterator[Recipe]:
+        """The recipe without one of its auxiliary techniques, where what remains finds what it needs."""
+        for index, technique in enumerate(recipe.techniques):
+            shorter = replace(recipe, techniques=(*recipe.techniques[:index], *recipe.techniques[index + 1 :]))
+            if technique.auxiliary and self.fits(shorter):
+                yield shorter
+
     def aided(self, recipe: Recipe) -> Recipe:
         """The recipe with every auxiliary technique that fits and is not slow."""
         while (longer := next(self.aids(recipe), None)) is not None:

@@ -27,7 +27,7 @@ def advise(call_s: float, kernels: Sequence[Kernel], layers: Sequence[Layer]) ->
 
 def _islands(kernels: Sequence[Kernel]) -> Iterator[Advice]:
     """Float kernels that stand between integer ones."""
-    runs = [(integers, list(run)) for integers, run in groupby(kernels, lambda each: each.precision == "int8")]
+    runs = [(integers, list(run)) for integers, run in groupby(kernels, lambda each: each.precision.startswith("int"))]
     inner = [kernel for integers, run in runs[1:-1] if not integers for kernel in run]
     inner = [kernel for kernel in inner if kernel.operator not in CONVERSIONS]
     if inner:
@@ -38,8 +38,8 @@ def _islands(kernels: Sequence[Kernel]) -> Iterator[Advice]:
             hurts="speed",
             share=share,
             what=f"{len(inner)} float operators stand between integer ones, the slowest of them {names}",
-            remedy="quantize them too (placement=everywhere), or replace them by operators that the runtime has in "
-            "integers; each border costs a conversion there and back",
+            remedy="replace them by operators that the runtime has in integers: each border costs a conversion there "
+            "and back",
         )
 
 
@@ -93,7 +93,7 @@ def _sensitive(layers: Sequence[Layer]) -> Iterator[Advice]:
             share=sum(layer.sensitivity or 0.0 for layer in worst) / total,
             what=f"{len(worst)} of {len(known)} layers cause most of what quantization loses: "
             f"{', '.join(layer.name for layer in worst)}",
-            remedy=f"leave them in float (float_layers={len(worst)}), or try other ranges for them",
+            remedy="leave them in float, or take their ranges otherwise: a search with a larger budget tries both",
         )
 
 
@@ -106,8 +106,8 @@ def _coarse(layers: Sequence[Layer]) -> Iterator[Advice]:
             hurts="accuracy",
             share=len(coarse) / len(known),
             what=f"inputs of {len(coarse)} layers lose over {LARGEST_ERROR:.1%} of their power to rounding: {names}",
-            remedy="a few large values stretch their range: cut it (ranges=mse or percentile), or even it out "
-            "(activation smoothing)",
+            remedy="a few large values stretch their range: a search with a larger budget tries to cut it, and to even "
+            "the channels out",
         )
 
 

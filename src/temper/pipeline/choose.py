@@ -138,7 +138,10 @@ def _best_first(workshop: Workshop, subject: Subject, start: Tested, eligible: S
 def _baseline(
     workshop: Workshop, subject: Subject, trials: Sequence[Trial], tested: Sequence[Tested], *, allow_unproven: bool
 ) -> Tested:
-    """The baseline; if its quality is unproven and it computes in less than float32, the best runtime that does not."""
+    """The baseline; if it computes in less than float32 and its quality is unproven, the best runtime that does not.
+
+    With `allow_unproven` it stays as long as it keeps the limit on the proof examples.
+    """
     kept = tested[0].verdict is Verdict.ACCEPT or (allow_unproven and tested[0].plausible)
     if kept or tested[0].recipe.runtime.full_precision:
         return tested[0]
@@ -148,9 +151,10 @@ def _baseline(
 
 def _why_none(baseline: Tested, steps: Sequence[Mapping[str, Any]]) -> str:
     """Why there was no candidate to measure."""
-    last = steps[-1]
-    if last["title"] != str(baseline.recipe) and last["verdict"] != Verdict.ACCEPT:
-        return f"the first candidate is {last['verdict']}: {last['reason']}"
+    others = [each for each in steps if each["title"] != str(baseline.recipe)]
+    failed = next((each for each in others if each["verdict"] != Verdict.ACCEPT), None)
+    if failed is not None:
+        return f"the first candidate is {failed['verdict']}: {failed['reason']}"
     if baseline.verdict is not Verdict.ACCEPT:
         return f"even that is {baseline.verdict.value}: {baseline.judgement.reason}"
     return "the search found nothing better within the limits"

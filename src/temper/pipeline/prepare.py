@@ -105,6 +105,11 @@ def prepare(
     for note in parts.notes:
         tell(f"data: {note}")
     if isinstance(task.model, OnnxFile):
+        if goal.conditions.length is not None:
+            raise UsageError(
+                f"a length of {goal.conditions.length} is to be measured, and an ONNX file is run with examples of one "
+                "shape: leave the length out"
+            )
         module, graph = adopt(task.model, parts.selection, goal.conditions.batch)
         target = _reading_onnx(target)
         parts = _renamed(parts, [spec.name for spec in graph.schema.inputs])

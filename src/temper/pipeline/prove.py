@@ -68,19 +68,19 @@ def tested_in_order(
             if not tested:
                 raise
             return tested, error
-        tested.append(found if proven else _unproven(found))
+        tested.append(found if proven else unproven(found, "tested behind one that is not proven"))
         unchanged = not trial.recipe.techniques and trial.recipe.runtime.full_precision
         proven &= found.verdict is Verdict.ACCEPT or unchanged
-        if not proven and not (allow_unproven and found.verdict is Verdict.INCONCLUSIVE):
+        if not proven and not (allow_unproven and tested[-1].verdict is Verdict.INCONCLUSIVE):
             break
     return tested, None
 
 
-def _unproven(tested: Tested) -> Tested:
-    """What was tested behind one that is not proven: alone it would be accepted at 5 %, together with that one not."""
+def unproven(tested: Tested, why: str) -> Tested:
+    """INCONCLUSIVE for what alone would be accepted at 5 %, but not together with what was tested before it."""
     if tested.verdict is not Verdict.ACCEPT:
         return tested
-    reason = f"{tested.judgement.reason}; but tested behind one that is not proven"
+    reason = f"{tested.judgement.reason}; but {why}"
     judgement = replace(tested.judgement, verdict=Verdict.INCONCLUSIVE, reason=reason)
     return replace(tested, judgement=judgement)
 

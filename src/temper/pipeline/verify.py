@@ -23,6 +23,7 @@ from temper.pipeline.prove import (
     judge_limits,
     measure_rows,
     tested_quality,
+    unproven,
 )
 from temper.pipeline.run_folder import RunFolder
 from temper.pipeline.subject import Subject, subject
@@ -86,6 +87,8 @@ def _verified(
     tell(f"predicting {proof.examples} proof examples with {artifact.folder}")
     recipe = Recipe.from_json(artifact.recipe)
     chosen = tested_quality(workshop, on_proof, artifact.folder, recipe)
+    if proof.judgements and proof.judgements[0].verdict is not Verdict.ACCEPT:
+        chosen = unproven(chosen, "its own proof, on the same examples, is not ACCEPT")
     baseline_recipe = Recipe.from_json(proof.row("baseline").recipe)
     contestants = {"baseline": chosen}
     if baseline_recipe != recipe:

@@ -11,6 +11,10 @@ RULE = (
     "the order was fixed beforehand, the chance that anything accepted is in truth beyond the limit stays at 5\u00a0% "
     "for all of them together."
 )
+BEYOND = (
+    " On request, the testing went on behind what is INCONCLUSIVE. Nothing behind it counts as proven, whatever it "
+    "would be alone."
+)
 
 
 def opening(findings: Findings) -> Html:
@@ -26,9 +30,13 @@ def opening(findings: Findings) -> Html:
     return section(
         "proof",
         "How the proof was opened",
-        tag("p", RULE),
+        tag("p", RULE + BEYOND if _went_on(proof) else RULE),
         tag("ol", *steps, *_unopened(findings, proof), class_="steps"),
     )
+
+
+def _went_on(proof: Proof) -> bool:
+    return any("tested behind" in step["reason"] for step in proof.steps)
 
 
 def _step(findings: Findings, title: str, verdict: str, reason: str) -> Html:

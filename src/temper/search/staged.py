@@ -3,9 +3,10 @@
 The first stage finds the baseline. The second tries each chain of techniques with its default knobs on each runtime,
 the runtime that was fastest in float first; whatever would win but misses a limit is repaired at once, with all the
 techniques that prepare for it or restore what it lost, and what is still in doubt after the chains gets other values of
-the knobs that cost no speed. Runtimes that compile for tens of seconds come after the others, and those that are far
-behind in float come last. The third stage makes one change at a time (a knob, or a technique more) to two trials: the
-best that keeps the limits, and the best that misses them. Last come the neighbours of default
+the knobs that cost no speed. The best then gets one technique more, or one auxiliary technique less, as long as that
+makes it better. Runtimes that compile for tens of seconds come after the others, and those that are far behind in float
+come last. The third stage makes one change at a time (a knob, or a technique more) to two trials: the best that keeps
+the limits, and the best that misses them. Last come the neighbours of default
 recipes that could not be measured: another value of a knob may be what makes them work.
 """
 
@@ -49,7 +50,8 @@ def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
         yield from _float_runtimes(runtimes)
         yield from _repairs(space, history)
         yield from _chains(space, [each for each in near if each.compiles == compiles])
-        yield from _touches(space, history)
+        yield from _touches(space, history, compiles=compiles)
+        yield from _variations(space, history, compiles=compiles)
     yield from _moves(space, history)
     yield from _rescues(space, history, near)
     yield from _chains(space, far)
@@ -122,10 +124,25 @@ def _may_fail(drop: Measurement, limit: float) -> bool:
     return drop.value + CERTAIN * (drop.upper - drop.value) > limit
 
 
-def _touches(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
-    """The winner that misses the limits by least, and the one that may yet do so, at another value of a free knob."""
+def _touches(space: Space, history: Sequence[Trial], *, compiles: bool) -> Iterator[Recipe]:
+    """The winner that loses too much by least, and the one that may yet do so, at another value of a free knob.
+
+    What compiles has its turn after all others.
+    """
     for trial in (*_repairable(space, history), *_doubtful(space, history)):
-        yield from _changed(trial.recipe, free=True)
+        if trial.recipe.runtime.compiles <= compiles and _may_fail(trial.drop, space.goal.max_drop):
+            yield from _changed(trial.recipe, free=True)
+
+
+def _variations(space: Space, history: Sequence[Trial], *, compiles: bool) -> Iterator[Recipe]:
+    """The best that keeps the limits with one technique more, or without one of those that only help others."""
+    best = _best_inside(space, history)
+    if best is not None and best.recipe.runtime.compiles <= compiles:
+        present = best.recipe.techniques
+        for longer in space.insertions(best.recipe):
+            if not any(each.auxiliary or each.slow for each in longer.techniques if each not in present):
+                yield longer
+        yield from space.removals(best.recipe)
 
 
 def _moves(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:

@@ -98,3 +98,13 @@ def test_the_summary_takes_the_place_of_the_one_before_and_leaves_the_rest_alone
     line = next(line for line in after.splitlines() if line.startswith("| A model"))
     assert line == "| A model | 1.50 | – | – | 1.25 | +0.0000 of accuracy | 0.800 faster | – |"
     assert breadth_page.with_summary(after, tmp_path, ["one"]) == after
+    with pytest.raises(ValueError, match="no place for results"):
+        breadth_page.with_summary("# Us", tmp_path, ["one"])
+
+
+def test_the_summary_shows_both_numbers_of_threads_and_what_is_not_proven(tmp_path: Path) -> None:
+    one, two = row(contestant("OpenVINO", 1.25)), row(contestant("OpenVINO", 0.8))
+    document = {**one, "threads": {"1": {**one["threads"]["1"], "verdict": "INCONCLUSIVE"}, "2": two["threads"]["1"]}}
+    (tmp_path / "one.json").write_text(json.dumps(document), encoding="utf-8")
+    after = breadth_page.with_summary(f"{breadth_page.BEGIN}{breadth_page.END}", tmp_path, ["one"])
+    assert "| +0.0000 of accuracy (not proven) | 0.800 faster | 1.250 slower |" in after

@@ -54,7 +54,7 @@ def test_what_loses_most_is_named_and_an_even_loss_is_not() -> None:
     (found,) = advise(1e-4, GOOD, (*even, layer("worst", sensitivity=1e-2)))
     assert found.hurts == "accuracy"
     assert "worst" in found.what
-    assert "float_layers=1" in found.remedy
+    assert "leave them in float" in found.remedy
 
 
 def test_inputs_with_outliers() -> None:

@@ -29,8 +29,9 @@ LABELS = np.arange(COUNT) % 2
 RIGHT = np.eye(2, dtype=np.float32)[LABELS]
 FLOAT = Recipe(runtime=OnnxRuntime())
 HALF = Recipe(runtime=OpenVino())
-SAFE, BOLD = (
-    Recipe(techniques=(PostTrainingQuantization(ranges=ranges),), runtime=OnnxRuntime()) for ranges in ("mse", "minmax")
+SAFE, MIDDLE, BOLD = (
+    Recipe(techniques=(PostTrainingQuantization(ranges=ranges),), runtime=OnnxRuntime())
+    for ranges in ("mse", "percentile", "minmax")
 )
 
 
@@ -157,18 +158,20 @@ def test_what_is_not_proven_ships_only_on_request(monkeypatch: pytest.MonkeyPatc
 
 def test_behind_what_is_not_proven_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """On request the sequence goes on, but one that alone would be accepted no longer is."""
-    contestants = [(FLOAT, 1.0, RIGHT), (SAFE, 0.8, wrong(10)), (BOLD, 0.5, RIGHT)]
+    contestants = [(FLOAT, 1.0, RIGHT), (SAFE, 0.8, wrong(10)), (MIDDLE, 0.6, RIGHT), (BOLD, 0.5, wrong(9))]
     assert chosen(monkeypatch, contestants).tested.recipe == FLOAT
     choice = chosen(monkeypatch, contestants, allow_unproven=True)
     assert choice.tested.recipe == BOLD
-    assert [step["verdict"] for step in choice.steps] == ["ACCEPT", "INCONCLUSIVE", "INCONCLUSIVE"]
-    assert "behind one that is not proven" in choice.steps[-1]["reason"]
+    assert [step["verdict"] for step in choice.steps] == ["ACCEPT", *["INCONCLUSIVE"] * 3]
+    assert "behind one that is not proven" in choice.steps[2]["reason"]
 
 
 def test_what_misses_the_limit_on_the_proof_itself_never_ships(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = chosen(monkeypatch, [(FLOAT, 1.0, RIGHT), (SAFE, 0.5, wrong(13))], allow_unproven=True)
     assert choice.steps[-1]["verdict"] == "INCONCLUSIVE"
     assert choice.tested.recipe == FLOAT
+    refuted = [(FLOAT, 1.0, RIGHT), (SAFE, 0.5, wrong(13)), (BOLD, 0.4, wrong(60))]
+    assert "the first candidate is INCONCLUSIVE" in chosen(monkeypatch, refuted, allow_unproven=True).reason
 
 
 def test_a_plausible_baseline_of_lower_precision_stays_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

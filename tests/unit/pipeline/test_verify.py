@@ -6,9 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from temper.core.proof import Verdict
+from temper.core.goal import Goal
+from temper.core.measurement import Measurement
+from temper.core.proof import Judgement, Verdict
+from temper.core.recipe import Recipe
+from temper.pipeline import prove
+from temper.pipeline import verify as module
 from temper.pipeline.prove import digest
-from temper.pipeline.verify import Verification, _reproduced
+from temper.pipeline.verify import Verification, _reproduced, _verified
+from temper.runtimes.onnxruntime import OnnxRuntime
 
 REPORTED = np.arange(12, dtype=np.float32).reshape(6, 2)
 
@@ -48,3 +54,34 @@ def test_one_limit_that_is_not_proven_is_enough(verdicts: str, expected: str) ->
     judgements = tuple(SimpleNamespace(verdict=names[letter]) for letter in verdicts)
     found = Verification(proof=None, rows=(), judgements=judgements, reproduced=6, examples=6)
     assert found.verdict is Verdict(expected)
+
+
+@pytest.mark.parametrize("proven", [Verdict.ACCEPT, Verdict.INCONCLUSIVE])
+def test_what_its_own_proof_did_not_accept_is_not_accepted_on_the_same_examples(
+    proven: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tested behind one that is not proven: what it reaches alone does not count."""
+    recipe = Recipe(runtime=OnnxRuntime())
+    drop = Measurement(value=0.0, lower=0.0, upper=0.001, unit="1", samples=6)
+
+    def judged(verdict: Verdict) -> Judgement:
+        return Judgement(limit="drop", bound=0.01, measurement=drop, verdict=verdict, reason="as counted")
+
+    def tested(*arguments: object) -> prove.Tested:
+        alone = judged(Verdict.ACCEPT)
+        return prove.Tested(
+            folder=Path(), recipe=recipe, quality=SimpleNamespace(), outputs=(REPORTED,), judgement=alone
+        )
+
+    monkeypatch.setattr(module, "tested_quality", tested)
+    monkeypatch.setattr(module, "measure_rows", lambda workshop, subject, contestants: ({"baseline": None}, 0.0))
+    proof = SimpleNamespace(
+        examples=6,
+        goal=Goal(),
+        judgements=(judged(proven),),
+        predictions=digest([REPORTED]),
+        row=lambda role: SimpleNamespace(recipe=recipe.to_json()),
+    )
+    artifact = SimpleNamespace(folder=Path(), recipe=recipe.to_json())
+    found = _verified(SimpleNamespace(), SimpleNamespace(), artifact, proof, False, lambda line: None)
+    assert found.judgements[0].verdict is proven

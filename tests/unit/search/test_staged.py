@@ -18,7 +18,7 @@ from temper.core.runtime import Runtime
 from temper.core.search import Space
 from temper.core.technique import Technique
 from temper.core.trial import Outcome, Trial
-from temper.graph.facts import has_quantizers
+from temper.graph.facts import has_float_layers, has_quantizers
 from temper.search.staged import StagedSearch
 
 GOAL = Goal()
@@ -173,6 +173,35 @@ def test_what_the_proof_may_still_reject_is_repaired(bound: float, mended: bool)
     assert any(each.name == "mending" for each in proposed.techniques) == mended
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Speeding(Technique):
+    name: ClassVar[str] = "speeding"
+    needs = (has_float_layers,)
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        return graph
+
+
+def test_the_best_gets_one_technique_more_and_does_without_help_that_it_does_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Speeding gains something together with quantization alone, and makes mending superfluous, which takes time."""
+
+    def judge(recipe: Recipe) -> tuple[float, float]:
+        names = {each.name for each in recipe.techniques}
+        if "quantization.post_training" not in names:
+            return 1.0, 0.0
+        ratio = 0.6 - 0.2 * ("speeding" in names) + 0.1 * ("mending" in names)
+        return ratio, 0.0 if names & {"mending", "speeding"} else 0.2
+
+    for name in ("onnxruntime", "torch_eager"):
+        monkeypatch.setattr(catalog.get(Runtime, name), "compiles", True)
+    found = [each.recipe for each in run(widened(_Mending, _Speeding), judge)]
+    names = [{each.name.rpartition(".")[2] for each in recipe.techniques} - {"batch_norm"} for recipe in found]
+    both, without = names.index({"post_training", "mending", "speeding"}), names.index({"post_training", "speeding"})
+    assert both < without < [recipe.runtime.name for recipe in found].index("onnxruntime")
+
+
 def _touched(history: list[Trial]) -> list[int]:
     """The numbers of the trials in which a free knob stands at another value than its default."""
     ranges = [[getattr(each, "ranges", "minmax") for each in trial.recipe.techniques] for trial in history]
@@ -183,6 +212,28 @@ def test_free_knobs_are_turned_when_what_would_win_loses_too_much_and_before_oth
     history = run(space(), lambda recipe: (0.5 if recipe.techniques else 1.0, 0.2 if recipe.techniques else 0.0))
     chains = [each.number for each in history if each.recipe.techniques][:2]
     assert _touched(history)[:3] == [chains[-1] + 1, chains[-1] + 2, chains[-1] + 3]
+
+
+def test_what_compiles_is_touched_after_all_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes = tuple(catalog.get(Runtime, name) for name in ("openvino", "onnxruntime", "torch_compiled"))
+    monkeypatch.setattr(runtimes[1], "compiles", True)
+    usual = space()
+    several = Space(goal=GOAL, runtimes=runtimes, techniques=usual.techniques, holds=usual.holds)
+
+    def judge(recipe: Recipe) -> tuple[float, float]:
+        wins = recipe.techniques and recipe.runtime.name != "openvino"
+        return (0.5, 0.2) if wins else (1.0, 0.0)
+
+    history = run(several, judge)
+    chains = [each.recipe.runtime.name for each in history[: _touched(history)[0] - 1] if each.recipe.techniques]
+    assert chains == ["openvino", "onnxruntime", "torch_compiled"]
+
+
+def test_a_miss_of_another_limit_turns_no_free_knob() -> None:
+    goal = Goal(limits={"size_bytes": 0.5})
+    usual = space()
+    small = Space(goal=goal, runtimes=usual.runtimes, techniques=usual.techniques, holds=usual.holds)
+    assert not _touched(run(small, lambda recipe: (0.5 if recipe.techniques else 1.0, 0.0)))
 
 
 def test_free_knobs_stay_where_they_are_when_nothing_is_lost() -> None:

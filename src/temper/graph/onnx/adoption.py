@@ -79,9 +79,15 @@ class OriginalFile(nn.Module):
 def adopt(file: OnnxFile, examples: Examples, batch: int) -> tuple[nn.Module, Graph]:
     """The file itself as a module, and its graph: with a dynamic batch if the file allows it, else with `batch`.
 
-    Raises: TaskError if the file cannot be read or run; DataError if the data does not fit its inputs; UsageError if
-    it has another, fixed batch.
+    Raises: TaskError if the file cannot be read or run; DataError if the data does not fit its inputs, or its examples
+    differ in length; UsageError if it has another, fixed batch.
     """
+    if examples.lengths is not None:
+        raise DataError(
+            f"{file.path}: the examples differ in length ({'; '.join(map(str, examples.layout))}), and an ONNX file is "
+            "run with examples of one shape. Give them padded to one length, with the mask that the file takes, or "
+            "give the PyTorch model"
+        )
     model = _read(file)
     weights_are_no_inputs(model)
     fixed = {name: _constant(model, file, name, value) for name, value in file.constants.items()}

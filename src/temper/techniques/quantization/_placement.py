@@ -19,9 +19,11 @@ CLAMPS = (
     aten.relu.default,
     aten.relu_.default,
     aten.relu6.default,
+    aten.relu6_.default,
     aten.hardtanh.default,
     aten.hardtanh_.default,
     aten.clamp.default,
+    aten.clamp_.default,
 )
 """Operators that every runtime fuses into the integer product before them: the quantizer stands behind them."""
 ACTIVATIONS = (
@@ -37,12 +39,14 @@ ACTIVATIONS = (
     aten.mish_.default,
     aten.hardswish.default,
     aten.hardswish_.default,
-    aten.hardsigmoid.default,
-    aten.hardsigmoid_.default,
-    aten.sigmoid.default,
-    aten.tanh.default,
+    aten.prelu.default,
+    aten.softplus.default,
 )
-"""Those that runtimes fuse as well whose integer kernels end in any activation."""
+"""Those that runtimes fuse as well whose integer kernels end in any activation.
+
+Not those that saturate, such as sigmoids: their values are the outputs of many networks and want finer steps than their
+logits do.
+"""
 REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.adaptive_avg_pool1d.default, aten.avg_pool1d.default)
 """OpenVINO 2026 computes infinities where these read a convolution over one dimension as integers."""
 SIZES = (aten.sym_size.int, aten.sym_numel.default)
@@ -68,7 +72,7 @@ def quantized_edges(
         if node.op != "call_function" or node in skipped:
             continue
         wanted = place.read_as_integers(node) if everywhere else _read_by_product(node)
-        if everywhere and not wanted and not is_call(node, (*place.fused, *SIZES)):
+        if everywhere and not wanted and not place.is_fused(node) and not is_call(node, SIZES):
             # Any other reader of a convolution: its output must be quantized for it to run in integers.
             wanted = [each for each in node.all_input_nodes if place.ends_convolution(each)]
         if is_call(node, REDUCTIONS):
@@ -142,12 +146,18 @@ class _Placement:
             return node.all_input_nodes
         return []
 
+    def is_fused(self, node: Node) -> bool:
+        """Whether the activation becomes part of what it reads: others than clamps only if nothing else reads that."""
+        source = node.args[0] if node.args else None
+        alone = isinstance(source, Node) and len(source.users) == 1
+        return is_call(node, CLAMPS) or (alone and is_call(node, self.fused))
+
     def comes_as_integers(self, node: Node) -> bool:
         """Whether an operator in integers makes this: moving bytes is then cheaper than moving floats.
 
         What floats make is quantized where it is read, so that the runtime can fuse the quantizer into the movement.
         """
-        if is_call(node, self.fused) and isinstance(node.args[0], Node):
+        if self.is_fused(node) and isinstance(node.args[0], Node):
             node = node.args[0]
         if is_call(node, (*POOLS, *CONCATENATIONS)) or node.op == "placeholder":
             return True
@@ -161,7 +171,7 @@ class _Placement:
 
     def ends_convolution(self, node: object) -> bool:
         """Whether the node is the output of a convolution in integers, with the activation fused into it."""
-        if isinstance(node, Node) and is_call(node, self.fused):
+        if isinstance(node, Node) and self.is_fused(node):
             node = node.args[0]
         return (
             isinstance(node, Node)

@@ -149,6 +149,33 @@ def test_activation_that_the_runtime_fuses_reads_floats(runtime: Runtime, fused:
     assert noise(result, model, x) < 1e-3
 
 
+class Swish(nn.Module):
+    """A convolution that an activation and a pool read, and one whose activation is written out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.three = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.one(x), self.two(x)
+        return self.three(F.silu(y)) + self.three(F.max_pool2d(y, 3, 1, 1)) + self.three(z * torch.sigmoid(z))
+
+
+def test_what_others_read_as_well_is_quantized_for_all(tmp_path: Path) -> None:
+    """An activation is fused into a convolution only if nothing else reads that: then all read the same integers."""
+    model, x, runtime = Swish(), data(16, 3, 8, 8), OpenVino(precision="f32")
+    graph = quantized(model, x, runtime)
+    for node in graph.module.graph.nodes:
+        if is_call(node, (aten.silu.default, aten.sigmoid.default, aten.max_pool2d.default)):
+            assert is_quantizer(node.args[0]), node
+    assert noise(outputs(graph, x, tmp_path, runtime)[0], model, x) < 1e-3
+
+
 class Filled(nn.Module):
     def __init__(self, mode: str, value: float | None) -> None:
         super().__init__()
