@@ -241,6 +241,8 @@ def _cell(found: Mapping[str, Any]) -> str:
         return "fails" if found else ""
     if not found["finite"]:
         return "outputs are not finite"
+    if not found.get("int8", 1):
+        return "no operator runs in integers"
     share = f"{found['int8']} of {found['int8'] + found['float']}"
     return f"{share}; {found['difference']:.0e} ({found['rounding']:.0e}); {100 * found['equal_top1']:.0f} %"
 

@@ -24,6 +24,7 @@ from temper.core.errors import CaptureError
 from temper.core.graph import Graph
 from temper.core.schema import LENGTH, Schema, TensorSpec
 from temper.graph.mode import set_training
+from temper.graph.patterns.linears import with_linears
 
 TOLERANCE = 1e-3
 """Greatest difference, relative to the output's own scale, between the graph and the module that it came from."""
@@ -185,7 +186,7 @@ def _flattened(module: GraphModule) -> GraphModule:
     leaves = [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, torch.fx.Node)]
     output.args = (tuple(leaf for leaf in leaves if isinstance(leaf.meta.get("val"), Tensor)),)
     graph.eliminate_dead_code()
-    return GraphModule(module, graph)
+    return with_linears(GraphModule(module, graph))
 
 
 def _inline_no_grad(module: GraphModule) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from temper.core.graph import Graph
 from temper.graph.facts import CONVOLUTIONS, is_call
-from temper.graph.quantizers import is_quantizer
+from temper.graph.quantizers import is_dynamic_quantizer, is_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class _Batches(Interpreter):
             yield value
 
     def run_node(self, n: Node) -> Any:
-        if is_quantizer(n) and not self.quantized:
+        if (is_quantizer(n) or is_dynamic_quantizer(n)) and not self.quantized:
             return self.env[n.all_input_nodes[0]]
         return super().run_node(n)
 

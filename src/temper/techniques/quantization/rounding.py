@@ -30,8 +30,7 @@ from temper.techniques.quantization._ranges import batches
 class Rounding(Technique):
     """Choose the integers of quantized weights by the layers' outputs over calibration inputs.
 
-    A weight that several quantizers or layers read, or that has several scales a channel or several zero points, stays
-    as it was.
+    A weight that several quantizers or layers read, or that has several zero points, stays as it was.
     """
 
     needs = (has_calibration, has_quantizers)
@@ -83,14 +82,14 @@ class Rounding(Technique):
         the damping of (A - W)^2. That A is the target, and E[q q'] plus damping the matrix of the problem.
         """
         found = []
-        groups = zip(
+        parts = zip(
             weight.values.chunk(len(moments.gram)),
             weight.scales.chunk(len(moments.gram)),
             weight.nearest.chunk(len(moments.gram)),
             moments.gram,
             moments.cross,
         )
-        for values, scales, nearest, gram, cross in groups:
+        for values, scales, nearest, gram, cross in parts:
             if not bool(gram.isfinite().all() and cross.isfinite().all()):
                 found.append(nearest)
                 continue
@@ -98,21 +97,57 @@ class Rounding(Technique):
             damped = gram + pull * torch.eye(len(gram), dtype=gram.dtype)
             exact = values.double()
             aim = torch.linalg.solve(damped, exact @ cross + pull * exact, left=False)
-            problem = LatticeProblem(
-                gram=(damped / damped.diagonal().mean()).float(),
-                target=(aim / scales[:, None]).float(),
-                low=weight.low,
-                high=weight.high,
-            )
-            integers = solver.solve(problem, seed)
-            better = problem.energy(integers) < problem.energy(nearest)
-            found.append(torch.where(better[:, None], integers, nearest))
+            integers = _by_groups(solver, damped, aim, scales.double(), (weight.low, weight.high), seed)
+            kept, given = (_energy(damped, aim, each * _spread(scales, each.shape[1])) for each in (integers, nearest))
+            found.append(torch.where((kept < given)[:, None], integers, nearest))
         return torch.cat(found)
+
+
+def _by_groups(solver: Solver, gram: Tensor, target: Tensor, scales: Tensor, box: tuple[int, int], seed: int) -> Tensor:
+    """Integers z (rows, n) with a small energy (s z - target) gram (s z - target)', one group of columns after another.
+
+    `scales` (rows, groups) are those of n / groups neighbouring columns. With gram = R'R, R upper triangular, the last
+    group is decided as if all before it could still answer for its errors; theirs are centered anew, at
+    target - R_gg^-1 R_gb error_b, b being what is behind group g. So within a group one matrix R_gg'R_gg serves all
+    rows. Heavy groups are decided first. With one group this is the whole problem.
+    """
+    rows, n = target.shape
+    count = scales.shape[1]
+    size = n // count
+    heavy = gram.diagonal().reshape(count, size).mean(1).argsort(stable=True)
+    order = (heavy[:, None] * size + torch.arange(size)).flatten()
+    root = torch.linalg.cholesky(gram[order][:, order], upper=True)
+    integers, errors = torch.empty(rows, n), torch.zeros_like(target)
+    for place in reversed(range(count)):
+        first, stop = place * size, (place + 1) * size
+        own, columns, scale = root[first:stop, first:stop], order[first:stop], scales[:, heavy[place], None]
+        coupled = root[first:stop, stop:] @ errors[:, stop:].T
+        center = target[:, columns] - torch.linalg.solve_triangular(own, coupled, upper=True).T
+        energy = own.T @ own
+        problem = LatticeProblem(
+            gram=(energy / energy.diagonal().mean()).float(),
+            target=(center / scale).float(),
+            low=box[0],
+            high=box[1],
+        )
+        integers[:, columns] = solver.solve(problem, seed)
+        errors[:, first:stop] = integers[:, columns] * scale - target[:, columns]
+    return integers
+
+
+def _energy(gram: Tensor, target: Tensor, values: Tensor) -> Tensor:
+    error = values.double() - target
+    return ((error @ gram) * error).sum(1)
+
+
+def _spread(scales: Tensor, columns: int) -> Tensor:
+    """Scales (rows, groups) of neighbouring columns as those of each column, (rows, columns)."""
+    return scales.repeat_interleave(columns // scales.shape[1], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Weight:
-    """A weight behind its quantizer: values (channels, n), scales (channels,), the range without zero point."""
+    """A weight behind its quantizer: values (channels, n), scales (channels, groups), the range without zero point."""
 
     node: Node
     quantizer: Node
@@ -125,13 +160,17 @@ class _Weight:
     @property
     def nearest(self) -> Tensor:
         """The integers (channels, n) that the quantizer makes of the values, without zero point."""
-        return (self.values / self.scales[:, None]).round().clamp(self.low, self.high)
+        return (self.values / self._grid).round().clamp(self.low, self.high)
+
+    @property
+    def _grid(self) -> Tensor:
+        return _spread(self.scales, self.values.shape[1])
 
     def write(self, graph: Graph, integers: Tensor) -> int:
         """Store multiples of the scales, which the quantizer leaves alone; how many integers are not the nearest."""
         changed = int((integers != self.nearest).sum())
         if changed:
-            set_tensor(graph.module, str(self.node.target), (integers * self.scales[:, None]).reshape(self.shape))
+            set_tensor(graph.module, str(self.node.target), (integers * self._grid).reshape(self.shape))
         return changed
 
 
@@ -145,14 +184,13 @@ def _rounded_layers(graph: Graph) -> Iterator[tuple[Node, _Weight]]:
 
 
 def _weight(graph: Graph, quantizer: Node) -> _Weight | None:
-    """The weight that only this quantizer reads, for one layer, with one scale a channel or one for all."""
+    """The weight that only this quantizer reads, for one layer, with scales by channel, by group of columns, or one."""
     node, scale_node, zero_node, low, high, axis = quantizer.args
     values, scales, zero = (tensor_of(graph.module, each) for each in (node, scale_node, zero_node))
     if (
         values is None
         or scales is None
         or zero is None
-        or scales.dim() > 1
         or axis not in (0, None)
         or bool((zero != zero.flatten()[0]).any())
     ):
@@ -163,12 +201,13 @@ def _weight(graph: Graph, quantizer: Node) -> _Weight | None:
     if len(quantizer.users) != 1 or len(users_of_tensor(graph.module, str(node.target))) != 1:
         return None
     offset = int(zero.flatten()[0])
+    by_row = scales if scales.dim() == 2 else scales.reshape(-1, 1)
     return _Weight(
         node=node,
         quantizer=quantizer,
         shape=tuple(values.shape),
         values=values.detach().flatten(1),
-        scales=scales.expand(len(values)),
+        scales=by_row.expand(len(values), -1),
         low=low - offset,
         high=high - offset,
     )

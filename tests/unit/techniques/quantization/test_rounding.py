@@ -16,6 +16,7 @@ from temper.techniques.fusion.constants import ConstantFolding
 from temper.techniques.quantization._moments import Lockstep, patches
 from temper.techniques.quantization.post_training import PostTrainingQuantization
 from temper.techniques.quantization.rounding import Rounding
+from temper.techniques.quantization.weight_only import WeightOnlyQuantization
 from tests.models import Residual, Transformer, graph_of, images, randomized, tokens
 
 BITS = 3
@@ -68,6 +69,28 @@ def test_linears_err_less_on_inputs_never_seen(linears: tuple[Graph, Graph]) -> 
     exact, nearest = linears
     rounded = applied(Rounding(), nearest, context(tokens(256)))
     assert error(exact, rounded, tokens(200)) < 0.6 * error(exact, nearest, tokens(200))
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_weights_with_a_scale_a_group_err_less_on_inputs_never_seen(group_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(64, 64, generator=generator)
+
+    def correlated(count: int) -> Tensor:
+        return torch.randn(count, 64, generator=generator) @ mixing
+
+    model = randomized(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 8))).eval()
+    seen, unseen = correlated(512), correlated(300)
+    exact = graph_of(model, seen)
+    nearest = applied(WeightOnlyQuantization(bits=4, group_size=group_size), exact, context(seen))
+    rounded = applied(Rounding(), nearest, context(seen))
+    assert error(exact, rounded, unseen) < 0.6 * error(exact, nearest, unseen)
+    for layer in weighted_layers(rounded):
+        _, scale, _, low, high, _ = layer.args[1].args
+        weight, scales = tensor_of(rounded.module, layer.args[1].args[0]), tensor_of(rounded.module, scale)
+        multiples = weight / scales.repeat_interleave(weight.shape[1] // scales.shape[1], 1)
+        assert scales.shape[1] == weight.shape[1] // group_size
+        assert torch.allclose(multiples, multiples.round().clamp(low, high), atol=1e-4)
 
 
 def test_each_layer_errs_less_on_inputs_never_seen(convolutions: tuple[Graph, Graph]) -> None:
