@@ -81,7 +81,7 @@ def examples() -> Data:
     return Data(**dict(zip(("calibration", "selection", "proof"), map(scaled, parts))))
 
 
-METRIC = Metric(name="agreement", score=agreement, per_example=True, against="original")
+METRIC = Metric(name="F1 against the original", score=agreement, per_example=True, against="original")
 
 
 def task() -> Task:
