@@ -41,18 +41,24 @@ def _matrix(module: GraphModule, node: Node) -> Node | None:
     """The node that reads the matrix by which this one multiplies rows, or None if it is no such product."""
     if node.op != "call_function" or node.kwargs:
         return None
+    bias = None
     if node.target is aten.addmm.default:
         bias, rows, weight = node.args
-        form = bias.meta.get("val") if isinstance(bias, Node) else None
-        if not isinstance(form, Tensor) or form.dim() != 1:
-            return None
     elif node.target in PRODUCTS:
         rows, weight = node.args
     else:
         return None
     matrix = tensor_of(module, weight)
     fits = isinstance(matrix, nn.Parameter) and matrix.dim() == 2 and matrix.is_floating_point()
-    return weight if fits and isinstance(weight, Node) and tensor_of(module, rows) is None else None
+    if not fits or not isinstance(weight, Node) or tensor_of(module, rows) is not None:
+        return None
+    return weight if bias is None or _is_row(bias, weight) else None
+
+
+def _is_row(bias: object, weight: Node) -> bool:
+    """Whether the bias has one number for each output: `addmm` also takes matrices and single numbers."""
+    form, matrix = (each.meta.get("val") if isinstance(each, Node) else None for each in (bias, weight))
+    return isinstance(form, Tensor) and isinstance(matrix, Tensor) and form.shape == matrix.shape[1:]
 
 
 def _transposed(module: GraphModule, weight: Node) -> Node:
