@@ -47,9 +47,37 @@ def frontier(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
     if start is None:
         return []
     chosen = [start]
-    candidates = [each for each in trials if each is not start and each.within(goal)]
-    for trial in sorted(candidates, key=lambda each: (each.drop.upper, each.objective(goal))):
+    inside = [each for each in trials if each is not start and each.within(goal)]
+    for trial in _safest_first(inside, goal):
         if trial.objective(goal) < chosen[-1].objective(goal) * (1 - SPEED_TOLERANCE):
             chosen.append(trial)
-    # The boldest are the ones worth most; the safest after the baseline give way.
-    return [chosen[0], *chosen[1:][-(MOST_TESTED - 1) :]]
+    return chosen
+
+
+def candidates(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
+    """What the proof is opened for, from safest to boldest, and before all the baseline.
+
+    They are the best of each runtime and then the best of all others that no safer one surely beats, as far as they
+    may beat the baseline. The search measured each on its own, at another moment: where intervals overlap, and between
+    runtimes, that does not decide which is better. The proof measures them together, and does.
+    """
+    start = baseline(trials, goal)
+    if start is None:
+        return []
+    inside = [each for each in trials if each.recipe.techniques and each.within(goal) and _may_beat(each, start, goal)]
+    ordered = _safest_first(inside, goal)
+    kept = [each for index, each in enumerate(ordered) if all(_may_beat(each, one, goal) for one in ordered[:index])]
+    best_first = sorted(inside, key=lambda each: each.objective(goal))
+    of_runtimes = {each.recipe.runtime.name: each for each in reversed(best_first)}
+    firsts = [each for each in best_first if each is of_runtimes[each.recipe.runtime.name]]
+    others = [each for each in best_first if each in kept and each not in firsts]
+    return [start, *_safest_first((*firsts, *others)[: MOST_TESTED - 1], goal)]
+
+
+def _safest_first(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
+    return sorted(trials, key=lambda each: (each.drop.upper, each.objective(goal)))
+
+
+def _may_beat(trial: Trial, other: Trial, goal: Goal) -> bool:
+    """Whether the trial's interval leaves open that it is better in the objective by more than the tolerance."""
+    return trial.minimized(goal).lower < other.minimized(goal).upper * (1 - SPEED_TOLERANCE)

@@ -36,9 +36,13 @@ class Trial:
     def drop(self) -> Measurement:
         return self.measurements["drop"]
 
-    def objective(self, goal: Goal) -> float:
+    def minimized(self, goal: Goal) -> Measurement:
         """The minimized quantity: the latency ratio to the run's anchor, or bytes."""
-        return self.measurements[OBJECTIVES[goal.minimize]].value
+        return self.measurements[OBJECTIVES[goal.minimize]]
+
+    def objective(self, goal: Goal) -> float:
+        """The value of the minimized quantity."""
+        return self.minimized(goal).value
 
     def within(self, goal: Goal) -> bool:
         """Whether the point estimates keep every limit of the goal; the proof decides with intervals."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from temper.core import catalog
 from temper.core.errors import BudgetError, TaskError, UsageError
 from temper.core.facts import is_onnx, is_torch
-from temper.core.frontier import baseline, frontier
+from temper.core.frontier import baseline, candidates
 from temper.core.goal import Goal
 from temper.core.journal import Journal
 from temper.core.runtime import Runtime
@@ -89,7 +89,7 @@ def counted(journal: Journal) -> list[Trial]:
 def frozen(journal: Journal, goal: Goal) -> list[Trial]:
     """The candidates for the proof, from safest to boldest, noted before the proof is opened and never changed."""
     if journal.fact("frozen") is None:
-        journal.note(frozen=[trial.number for trial in frontier(journal.trials(), goal)])
+        journal.note(frozen=[trial.number for trial in candidates(journal.trials(), goal)])
     trials = {trial.number: trial for trial in journal.trials()}
     return [trials[number] for number in journal.fact("frozen")]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from temper.core.frontier import baseline, frontier
+from temper.core.frontier import baseline, candidates, frontier
 from temper.core.goal import Goal
 from temper.core.journal import Journal
 from temper.core.measurement import Measurement
@@ -29,6 +29,7 @@ class Findings:
     unfinished: tuple[tuple[int, Recipe], ...]
     proof: Proof | None
     frontier: tuple[Trial, ...]
+    candidates: tuple[Trial, ...]
     baseline: Trial | None
     best: Trial | None
 
@@ -50,6 +51,7 @@ class Findings:
             unfinished=tuple(journal.unfinished()),
             proof=proof,
             frontier=front,
+            candidates=tuple(candidates(trials, goal)),
             baseline=start,
             best=best,
         )

@@ -46,7 +46,7 @@ def _step(findings: Findings, title: str, verdict: str, reason: str) -> Html:
 def _unopened(findings: Findings, proof: Proof) -> list[Html]:
     """Candidates that were frozen and never tested."""
     tested = {step["title"] for step in proof.steps}
-    rest = (trial for trial in findings.frontier if str(trial.recipe) not in tested)
+    rest = (trial for trial in findings.candidates if str(trial.recipe) not in tested)
     why = "The one before it was not accepted, so the testing had stopped."
     return [
         tag("li", badge("NOT TESTED"), tag("div", tag("b", _capital(recipe_in_words(trial.recipe))), tag("p", why)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from temper.core.errors import WorkerError
-from temper.core.frontier import frontier
+from temper.core.frontier import candidates
 from temper.core.goal import Goal
 from temper.core.measurement import Measurement
 from temper.core.proof import Row, Verdict
@@ -97,8 +97,8 @@ def chosen(
         return [SimpleNamespace(ratio_to=lambda other, value=value: one(value)) for value in values]
 
     workshop = SimpleNamespace(goal=goal, predict=predict, time=time, artifact_of=lambda trial: Path(str(trial.number)))
-    candidates = frontier(trials, goal)
-    return choose(workshop, subject, candidates, trials, allow_unproven=allow_unproven, tell=lambda line: None)
+    frozen = candidates(trials, goal)
+    return choose(workshop, subject, frozen, trials, allow_unproven=allow_unproven, tell=lambda line: None)
 
 
 class _Sized:
