@@ -11,30 +11,37 @@ from temper.graph.quantizers import FAKE_QUANTIZE, is_quantizer
 from temper.graph.surgery import add_tensor, tensor_of
 from temper.techniques.quantization._ranges import weight_scales
 
-UNSIGNED, SIGNED, WEIGHTS, BIASES = (0, 255), (-128, 127), (-127, 127), (-(2**31), 2**31 - 1)
+BIASES = (-(2**31), 2**31 - 1)
 LARGEST_BIAS = 2**30
 """Half of what 32 bits hold: the products are summed on top of the bias."""
 
 
-def affine(low: float, high: float, *, symmetric: bool) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Scale, zero point and integer range that map [low, high], which holds zero, onto 8 bits."""
+def weight_integers(bits: int) -> tuple[int, int]:
+    """The integers of a weight: 8 bits mirror around zero, as kernels want; of fewer none is given away."""
+    return (-127, 127) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def affine(low: float, high: float, *, symmetric: bool, bits: int = 8) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Scale, zero point and integer range that map [low, high], which holds zero, onto so many bits."""
     if symmetric:
-        return torch.tensor(max(high, 1e-12) / 127), torch.tensor(0, dtype=torch.int32), SIGNED
-    scale = max(high - low, 1e-12) / 255
-    return torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.int32), UNSIGNED
+        largest = 2 ** (bits - 1) - 1
+        return torch.tensor(max(high, 1e-12) / largest), torch.tensor(0, dtype=torch.int32), (-largest - 1, largest)
+    scale = max(high - low, 1e-12) / (2**bits - 1)
+    return torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.int32), (0, 2**bits - 1)
 
 
-def quantize_weight(graph: Graph, layer: Node, ranges: str, *, integer_bias: bool) -> None:
+def quantize_weight(graph: Graph, layer: Node, ranges: str, *, integer_bias: bool, bits: int = 8) -> None:
+    integers = weight_integers(bits)
     node = layer.args[1]
     weight = tensor_of(graph.module, node)
     assert isinstance(node, Node)
     assert weight is not None
-    scales = weight_scales(weight.detach(), WEIGHTS[1], ranges)
+    scales = weight_scales(weight.detach(), integers, ranges)
     if integer_bias and (bias := _stored_bias(graph, layer)) is not None:
         # Where the weights are tiny, or all zero, their own scale would push the bias out of its integers.
         reach = bias.abs() / (_input_scale(graph, layer) * LARGEST_BIAS)
         scales = torch.maximum(scales, reach.to(scales.dtype))
-    insert(graph, node, [layer], scales, torch.zeros_like(scales, dtype=torch.int32), WEIGHTS, axis=0)
+    insert(graph, node, [layer], scales, torch.zeros_like(scales, dtype=torch.int32), integers, axis=0)
 
 
 def quantize_bias(graph: Graph, layer: Node) -> None:
@@ -68,16 +75,20 @@ def insert(
     graph: Graph,
     source: Node,
     consumers: Sequence[Node],
-    scale: Tensor,
-    zero_point: Tensor,
+    scale: Tensor | Node,
+    zero_point: Tensor | Node,
     integers: tuple[int, int],
     axis: int | None = None,
-) -> None:
-    """Let the consumers, given in graph order, read `source` through one quantizer."""
+) -> Node:
+    """Let the consumers, given in graph order, read `source` through one quantizer, which is returned.
+
+    Scale and zero point are stored, or are nodes that read those of another quantizer.
+    """
     module = graph.module
-    scale_node = add_tensor(module, f"{source.name}_scale", scale)
-    zero_node = add_tensor(module, f"{source.name}_zero_point", zero_point)
+    scale_node = scale if isinstance(scale, Node) else add_tensor(module, f"{source.name}_scale", scale)
+    zero_node = zero_point if isinstance(zero_point, Node) else add_tensor(module, f"{source.name}_zero", zero_point)
     with module.graph.inserting_before(consumers[0]):
         quantizer = module.graph.call_function(FAKE_QUANTIZE, (source, scale_node, zero_node, *integers, axis))
     for consumer in consumers:
         consumer.replace_input_with(source, quantizer)
+    return quantizer

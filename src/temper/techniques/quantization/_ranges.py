@@ -13,9 +13,9 @@ from temper.core.schema import Array
 from temper.techniques.quantization._importance import live_rows
 
 BINS = 2048
-CLIPS = torch.linspace(0.3, 1.0, 71)
-"""Shares of the full range that the search for the least squared error tries."""
-LEVELS = 255
+CLIPS, LOW_BIT_CLIPS = torch.linspace(0.3, 1.0, 71), torch.linspace(0.05, 1.0, 96)
+"""Shares of the full range that the search for the least squared error tries; with few bits the best are small."""
+LOW_BITS = 4
 MASK = -1e4
 """Attention masks stand for minus infinity by a number below this; no trained activation reaches it."""
 CHUNK = 32
@@ -87,7 +87,7 @@ def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], 
 
 
 def joint_range(
-    histograms: Sequence[Histogram], method: str, percentile: float, *, symmetric: bool
+    histograms: Sequence[Histogram], method: str, percentile: float, *, symmetric: bool, bits: int = 8
 ) -> tuple[float, float]:
     """The range to quantize activations that share one quantizer, always with zero in it so that padding is exact.
 
@@ -103,33 +103,37 @@ def joint_range(
     spread = [each for each in histograms if each.high > each.low]
     if method not in LOSSES or not spread:
         return low, high
-    loss = LOSSES[method]
-    return _least(lambda low, high: sum(loss(each, low, high) for each in spread), low, high, symmetric=symmetric)
+    loss, levels, clips = LOSSES[method], 2**bits - 1, _clips(bits).tolist()
 
+    def lost(ends: tuple[float, float]) -> float:
+        return sum(loss(each, *ends, levels) for each in spread)
 
-def _least(loss: Callable[[float, float], float], low: float, high: float, *, symmetric: bool) -> tuple[float, float]:
-    """Both ends shrunk together by the best of CLIPS, and then each end alone where they need not mirror."""
-    together = [(low * clip, high * clip) for clip in CLIPS.tolist()]
-    low, high = min(together, key=lambda ends: loss(*ends))
+    low, high = min(((low * clip, high * clip) for clip in clips), key=lost)
     if not symmetric and low < 0 < high:
-        low, high = min(((low * clip, high) for clip in CLIPS.tolist()), key=lambda ends: loss(*ends))
-        low, high = min(((low, high * clip) for clip in CLIPS.tolist()), key=lambda ends: loss(*ends))
+        # Each end alone, where they need not mirror.
+        low, high = min(((low * clip, high) for clip in clips), key=lost)
+        low, high = min(((low, high * clip) for clip in clips), key=lost)
     return low, high
 
 
-def weight_scales(weight: Tensor, bound: int, method: str) -> Tensor:
-    """One scale for each output channel (channels,) of a weight (channels, ...), symmetric on -bound..bound."""
+def weight_scales(weight: Tensor, integers: tuple[int, int], method: str) -> Tensor:
+    """One scale for each output channel (channels,) of a weight (channels, ...) on these integers around zero."""
     flat = weight.reshape(len(weight), -1)
-    largest = flat.abs().amax(1).clamp_min(1e-12)
+    full = flat.abs().amax(1).clamp_min(1e-12) / integers[1]
     if method != "mse":
-        return largest / bound
-    errors = torch.stack([_squared_error(flat, clip * largest / bound, bound) for clip in CLIPS])
-    return CLIPS[errors.argmin(0)] * largest / bound
+        return full
+    clips = _clips(integers[1].bit_length() + 1)
+    errors = torch.stack([_squared_error(flat, clip * full, integers) for clip in clips])
+    return clips[errors.argmin(0)] * full
 
 
-def _squared_error(flat: Tensor, scales: Tensor, bound: int) -> Tensor:
+def _clips(bits: int) -> Tensor:
+    return LOW_BIT_CLIPS if bits <= LOW_BITS else CLIPS
+
+
+def _squared_error(flat: Tensor, scales: Tensor, integers: tuple[int, int]) -> Tensor:
     grid = scales[:, None]
-    return ((torch.clamp(torch.round(flat / grid), -bound, bound) * grid - flat) ** 2).sum(1)
+    return ((torch.clamp(torch.round(flat / grid), *integers) * grid - flat) ** 2).sum(1)
 
 
 def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
@@ -141,26 +145,26 @@ def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
     return min(histogram.low + first * width, 0.0), max(histogram.low + (last + 1) * width, 0.0)
 
 
-def _integers(centers: Tensor, low: float, high: float) -> tuple[Tensor, float, int]:
-    """The integer that each value becomes, the scale and the zero point."""
-    step = max(high - low, 1e-12) / LEVELS
+def _integers(centers: Tensor, low: float, high: float, levels: int) -> tuple[Tensor, float, int]:
+    """The integer, 0..levels, that each value becomes, the scale and the zero point."""
+    step = max(high - low, 1e-12) / levels
     zero = round(-low / step)
-    return torch.clamp(torch.round(centers / step) + zero, 0, LEVELS), step, zero
+    return torch.clamp(torch.round(centers / step) + zero, 0, levels), step, zero
 
 
-def _error(histogram: Histogram, low: float, high: float) -> float:
+def _error(histogram: Histogram, low: float, high: float, levels: int) -> float:
     """Mean squared error of rounding and clipping."""
-    integers, step, zero = _integers(histogram.centers, low, high)
+    integers, step, zero = _integers(histogram.centers, low, high, levels)
     errors = ((integers - zero) * step - histogram.centers) ** 2
     return float((histogram.counts * errors).sum() / histogram.counts.sum())
 
 
-def _divergence(histogram: Histogram, low: float, high: float) -> float:
+def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> float:
     """Kullback-Leibler divergence from the clipped distribution to what is left of it on the integer grid.
 
     Each integer's mass is spread evenly over the bins, among those that become it, where there was any.
     """
-    integers, _, _ = _integers(histogram.centers, low, high)
+    integers, _, _ = _integers(histogram.centers, low, high, levels)
     index = integers.long()
     inside = (histogram.centers >= low) & (histogram.centers <= high)
     share = histogram.counts / histogram.counts.sum()
@@ -170,8 +174,8 @@ def _divergence(histogram: Histogram, low: float, high: float) -> float:
     exact[first] += share[:first].sum()
     exact[last] += share[last + 1 :].sum()
     occupied = (share > 0) & inside
-    mass = torch.zeros(LEVELS + 1).index_add(0, index, share * inside)
-    bins = torch.zeros(LEVELS + 1).index_add(0, index, occupied.float())
+    mass = torch.zeros(levels + 1).index_add(0, index, share * inside)
+    bins = torch.zeros(levels + 1).index_add(0, index, occupied.float())
     spread = torch.where(occupied, mass[index] / bins[index].clamp_min(1), 0.0)
     spread = spread / spread.sum().clamp_min(1e-12)
     return float((exact * ((exact + 1e-9) / (spread + 1e-9)).log()).sum())

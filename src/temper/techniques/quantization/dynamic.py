@@ -43,7 +43,7 @@ class DynamicQuantization(Technique):
         if not layers:
             raise NoEffect(f"{self.name}: {context.runtime} wants inputs in multiples of {STEP}; no linear layer has")
         for layer in layers:
-            scales = weight_scales(weight_of(graph, layer.args[1]), INTEGERS[1], "minmax")
+            scales = weight_scales(weight_of(graph, layer.args[1]), INTEGERS, "minmax")
             quantize_weight(graph, layer, 1, scales, INTEGERS)
         quantize_inputs(graph, layers, group)
         clean(graph.module)

@@ -4,7 +4,7 @@ Weights get one symmetric scale an output channel, activations one scale a tenso
 whether activations are signed depends on which integer kernels the runtime has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -17,22 +17,11 @@ from temper.core.knobs import knob
 from temper.core.runtime import IntegerScheme
 from temper.core.schema import Array
 from temper.core.technique import Technique
-from temper.graph.facts import (
-    CONVOLUTIONS,
-    LINEAR,
-    MATRIX_PRODUCTS,
-    float_layers,
-    has_float_layers,
-    has_foldable_batch_norm,
-    has_quantizers,
-    is_call,
-)
+from temper.graph.facts import float_layers, has_float_layers, has_foldable_batch_norm, has_quantizers
 from temper.graph.patterns.constants import has_foldable_constants
 from temper.graph.sensitivity import sensitivities
-from temper.graph.surgery import clean
-from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
-from temper.techniques.quantization._placement import quantized_edges, range_sources
-from temper.techniques.quantization._ranges import batches, histograms, joint_range
+from temper.techniques.quantization._ranges import batches
+from temper.techniques.quantization._static import Bits, Ranges, quantize
 
 SENSITIVITY_EXAMPLES = 16
 
@@ -94,41 +83,17 @@ class PostTrainingQuantization(Technique):
     def _quantize(
         self, graph: Graph, calibration: tuple[Array, ...], scheme: IntegerScheme, kept: Sequence[Node]
     ) -> None:
-        layers = [layer for layer in float_layers(graph) if layer not in kept]
-        edges = quantized_edges(
+        quantize(
             graph,
-            everywhere=self.placement == "everywhere",
+            calibration,
+            scheme,
+            layers=[layer for layer in float_layers(graph) if layer not in kept],
             skipped=kept,
-            fuses_activations=scheme.fuses_activations,
+            ranges=Ranges(method=self.ranges, percentile=self.percentile),
+            everywhere=self.placement == "everywhere",
+            bits=Bits(),
+            integer_bias=scheme.integer_bias,
         )
-        sources = range_sources(edges)
-        seen = histograms(graph, calibration, {each for group in sources.values() for each in group}, self.ranges)
-        signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
-        for node, consumers in edges.items():
-            if not all(each in seen for each in sources[node]):
-                continue
-            symmetric = sources[node] in signed
-            observed = [seen[each] for each in sources[node]]
-            low, high = joint_range(observed, self.ranges, self.percentile, symmetric=symmetric)
-            insert(graph, node, consumers, *affine(low, high, symmetric=symmetric))
-        for layer in layers:
-            quantize_weight(graph, layer, self.ranges, integer_bias=scheme.integer_bias)
-            if scheme.integer_bias:
-                quantize_bias(graph, layer)
-        clean(graph.module)
-
-
-def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[Node, ...]]) -> set[tuple[Node, ...]]:
-    """The sources of values that matrix products read and convolutions do not, wherever they were moved to."""
-    readers: dict[tuple[Node, ...], list[Node]] = {}
-    for node, consumers in edges.items():
-        readers.setdefault(sources[node], []).extend(consumers)
-    return {
-        source
-        for source, consumers in readers.items()
-        if any(is_call(each, (*LINEAR, *MATRIX_PRODUCTS)) for each in consumers)
-        and not any(is_call(each, CONVOLUTIONS) for each in consumers)
-    }
 
 
 def most_sensitive(graph: Graph, calibration: tuple[Array, ...], count: int) -> set[str]:

@@ -22,7 +22,7 @@ from temper.graph.facts import LINEAR, has_quantizers, is_call
 from temper.graph.quantizers import fake_quantize
 from temper.graph.surgery import add_tensor, clean, set_tensor, tensor_of
 from temper.techniques.quantization._importance import live_rows
-from temper.techniques.quantization._insertion import WEIGHTS, affine
+from temper.techniques.quantization._insertion import affine, weight_integers
 from temper.techniques.quantization._neighbours import owns, producer
 from temper.techniques.quantization._ranges import batches, weight_scales
 
@@ -174,8 +174,9 @@ def _balanced(largest: Tensor, reach: Tensor, alpha: float) -> Tensor:
 
 def _error(activation: _Activation, weight: Tensor, exact: Tensor, *, symmetric: bool) -> float:
     """Squared error of the product of rounded activations and rounded weights (outputs, channels)."""
-    scales = weight_scales(weight, WEIGHTS[1], "minmax")
-    rounded = fake_quantize(weight, scales, torch.zeros_like(scales, dtype=torch.int32), *WEIGHTS, 0)
+    integers = weight_integers(8)
+    scales = weight_scales(weight, integers, "minmax")
+    rounded = fake_quantize(weight, scales, torch.zeros_like(scales, dtype=torch.int32), *integers, 0)
     return float(((activation.rounded(symmetric=symmetric) @ rounded.T - exact) ** 2).sum())
 
 

@@ -63,4 +63,4 @@ class WeightOnlyQuantization(Technique):
         """One scale a group (rows, groups): of least squared error where steps are coarse enough for it to matter."""
         method = "mse" if self.bits < 8 else "minmax"
         parts = torch.split(weight.reshape(-1, self.group_size), CHUNK)
-        return torch.cat([weight_scales(part, self._integers[1], method) for part in parts]).reshape(len(weight), -1)
+        return torch.cat([weight_scales(part, self._integers, method) for part in parts]).reshape(len(weight), -1)

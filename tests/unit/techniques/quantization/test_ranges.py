@@ -92,7 +92,7 @@ def test_weight_scales_match_a_search_by_hand() -> None:
     def error(scale: torch.Tensor, row: torch.Tensor) -> float:
         return float(((torch.clamp(torch.round(row / scale), -127, 127) * scale - row) ** 2).sum())
 
-    largest, best = weight_scales(weight, 127, "minmax"), weight_scales(weight, 127, "mse")
+    largest, best = weight_scales(weight, (-127, 127), "minmax"), weight_scales(weight, (-127, 127), "mse")
     assert torch.allclose(largest, weight.abs().amax(1) / 127)
     for row, full, found in zip(weight, largest, best):
         tried = [error(full * clip, row) for clip in np.linspace(0.3, 1.0, 71)]
@@ -100,7 +100,7 @@ def test_weight_scales_match_a_search_by_hand() -> None:
 
 
 def test_a_dead_channel_has_a_positive_scale() -> None:
-    assert bool((weight_scales(torch.zeros(3, 5), 127, "mse") > 0).all())
+    assert bool((weight_scales(torch.zeros(3, 5), (-127, 127), "mse") > 0).all())
 
 
 @pytest.mark.parametrize(("value", "expected"), [(5.0, (0.0, 5.0)), (-2.0, (-2.0, 0.0)), (0.0, (0.0, 0.0))])

@@ -1,0 +1,95 @@
+"""Quantizers with fixed ranges: placed in a graph, ranged on calibration inputs, with the bits of each layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from temper.core.graph import Graph
+from temper.core.runtime import IntegerScheme
+from temper.core.schema import Array
+from temper.graph.facts import CONVOLUTIONS, LINEAR, MATRIX_PRODUCTS, is_call
+from temper.graph.surgery import clean
+from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
+from temper.techniques.quantization._placement import quantized_edges, range_sources
+from temper.techniques.quantization._ranges import histograms, joint_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """How many bits the weights of layers have, and what they read, by the names of their nodes; all others have 8."""
+
+    weights: Mapping[str, int] = field(default_factory=dict)
+    inputs: Mapping[str, int] = field(default_factory=dict)
+
+    def weight(self, layer: Node) -> int:
+        return self.weights.get(layer.name, 8)
+
+    def grouped(self, consumers: Sequence[Node]) -> dict[int, list[Node]]:
+        """The consumers of one activation, in their order, by the bits in which they read it."""
+        groups: dict[int, list[Node]] = {}
+        for each in consumers:
+            groups.setdefault(self.inputs.get(each.name, 8), []).append(each)
+        return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """How the range of an activation is taken from its values."""
+
+    method: str
+    percentile: float = 99.99
+
+
+def quantize(
+    graph: Graph,
+    calibration: tuple[Array, ...],
+    scheme: IntegerScheme,
+    *,
+    layers: Sequence[Node],
+    skipped: Sequence[Node],
+    ranges: Ranges,
+    everywhere: bool,
+    bits: Bits,
+    integer_bias: bool,
+) -> None:
+    """Put quantizers at the layers, and where they join others in integers, in place; `skipped` layers stay in float.
+
+    Activations that only move, or are joined, have one scale between them.
+    """
+    edges = quantized_edges(graph, everywhere=everywhere, skipped=skipped, fuses_activations=scheme.fuses_activations)
+    sources = range_sources(edges)
+    seen = histograms(graph, calibration, {each for group in sources.values() for each in group}, ranges.method)
+    signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
+    shared: dict[tuple[tuple[Node, ...], int], Node] = {}
+    for node, consumers in edges.items():
+        if not all(each in seen for each in sources[node]):
+            continue
+        symmetric = sources[node] in signed
+        observed = [seen[each] for each in sources[node]]
+        for width, readers in bits.grouped(consumers).items():
+            key = (sources[node], width)
+            if key in shared:
+                _, scale, zero, low, high, axis = shared[key].args
+                insert(graph, node, readers, scale, zero, (low, high), axis)  # type: ignore[arg-type]
+                continue
+            ends = joint_range(observed, ranges.method, ranges.percentile, symmetric=symmetric, bits=width)
+            shared[key] = insert(graph, node, readers, *affine(*ends, symmetric=symmetric, bits=width))
+    for layer in layers:
+        quantize_weight(graph, layer, ranges.method, integer_bias=integer_bias, bits=bits.weight(layer))
+        if integer_bias:
+            quantize_bias(graph, layer)
+    clean(graph.module)
+
+
+def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[Node, ...]]) -> set[tuple[Node, ...]]:
+    """The sources of values that matrix products read and convolutions do not, wherever they were moved to."""
+    readers: dict[tuple[Node, ...], list[Node]] = {}
+    for node, consumers in edges.items():
+        readers.setdefault(sources[node], []).extend(consumers)
+    return {
+        source
+        for source, consumers in readers.items()
+        if any(is_call(each, (*LINEAR, *MATRIX_PRODUCTS)) for each in consumers)
+        and not any(is_call(each, CONVOLUTIONS) for each in consumers)
+    }
