@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from temper.core.schema import Array
 from temper.core.target import Target
+from temper.core.training import Training
 
 if TYPE_CHECKING:
     from temper.core.runtime import Runtime
@@ -15,10 +16,12 @@ class Context:
     """The runtime that the graph is meant for, the target, a seed, and the calibration inputs if there are any.
 
     `calibration` holds one array an input, each (examples, ...), in the order of the graph's inputs; and behind them,
-    where examples differ in length, those lengths (examples,). `core.lengths.batches` cuts and groups them.
+    where examples differ in length, those lengths (examples,). `core.lengths.batches` cuts and groups them. `training`
+    is there if the task has a training part and a loss that this process can make again.
     """
 
     runtime: "Runtime"
     target: Target
     seed: int
     calibration: tuple[Array, ...] | None = None
+    training: Training | None = None

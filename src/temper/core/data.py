@@ -130,12 +130,14 @@ def _sizes(array: Array, axis: int | None) -> tuple[int | str, ...]:
 class Parts:
     """The disjoint parts of the data, in memory but for `training`, which stays the source that was given.
 
-    `training` lacks the examples that stand in another part wherever it could be checked. `notes` are sentences that
-    say how the data was split, what was dropped and what could not be checked.
+    `kept` are the positions (count,) of the training examples that stand in no other part, which alone may be trained
+    on; None where that could not be checked, or is true of all. `notes` are sentences that say how the data was split,
+    what was dropped and what could not be checked.
     """
 
     calibration: Examples | None
     selection: Examples
     proof: Examples
     training: Source = None
+    kept: Indices | None = None
     notes: tuple[str, ...] = ()

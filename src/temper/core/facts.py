@@ -51,6 +51,7 @@ class Installed(Fact):
 is_onnx = Fact("is an ONNX file", lambda graph, context: hasattr(graph.module, ONNX))
 is_torch = Fact("is a torch program", lambda graph, context: not hasattr(graph.module, ONNX))
 has_calibration = Fact("has calibration data", lambda graph, context: context.calibration is not None)
+has_training = Fact("has training data and a loss", lambda graph, context: context.training is not None)
 has_integer_runtime = Fact(
     "is meant for a runtime with integer kernels", lambda graph, context: context.runtime.integers is not None
 )

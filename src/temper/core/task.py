@@ -12,7 +12,7 @@ from temper.core.errors import TaskError
 from temper.core.metric import Metric
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     Model = nn.Module | Callable[[], nn.Module]
 
@@ -35,7 +35,8 @@ class Task:
     """What is to be optimized: the model, or a function without arguments that returns it, data and metric.
 
     A model that is an ONNX file comes through `Task.from_onnx`. `metric` is the name of one, a torchmetrics metric, a
-    function `(outputs, targets) -> scores`, or a `Metric`.
+    function `(outputs, targets) -> scores`, or a `Metric`. `loss`, which is only needed to train, is "cross_entropy",
+    "mse", or a function `(outputs, targets)` on tensors; metrics of classification have one of their own.
     `source` is the `file.py:name` that the task was loaded from, with which another process can rebuild it.
 
     Raises: TaskError if the model is neither a module nor such a function, or there is no data.
@@ -45,6 +46,7 @@ class Task:
     data: Data | Source
     metric: str | Metric | Any = "accuracy"
     _: KW_ONLY
+    loss: "str | Callable[..., Tensor] | None" = None
     name: str = ""
     source: str | None = None
 

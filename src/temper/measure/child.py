@@ -8,9 +8,22 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 Handler = Callable[..., Any]
+_answers: list[TextIO] = []
+"""Where answers go, while commands are served."""
+
+
+def tell(line: str) -> None:
+    """Send the parent a line of progress ahead of the answer."""
+    _send({"progress": line})
+
+
+def _send(message: Mapping[str, Any]) -> None:
+    for stream in _answers:
+        stream.write(json.dumps(message) + "\n")
+        stream.flush()
 
 
 def serve(handlers: Mapping[str, Handler]) -> None:
@@ -19,7 +32,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
     Standard output is kept for the answers alone: whatever a library prints goes to standard error, the log.
     """
     _die_with_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    _answers.append(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     for line in sys.stdin:
         if _parent_is_gone():
@@ -30,8 +43,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
         except BaseException as error:  # noqa: BLE001 (every failure is the parent's to judge)
             traceback.print_exc()
             answer = {"error": type(error).__name__, "message": str(error), "errno": getattr(error, "errno", None)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        _send(answer)
 
 
 def _die_with_parent() -> None:

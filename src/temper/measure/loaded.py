@@ -50,8 +50,8 @@ def loaded(
     try:
         worker.call("load", time_s=deadline.left(), folder=str(artifact), threads=conditions.threads)
         files = [str(file) for file in inputs]
-        timed = {"batch": conditions.batch, "length": conditions.length}
-        worker.call("prepare", time_s=deadline.left(), inputs=files, **timed)
+        batch, length = conditions.batch, conditions.length
+        worker.call("prepare", time_s=deadline.left(), inputs=files, batch=batch, length=length)
     except BaseException:
         worker.close()
         raise

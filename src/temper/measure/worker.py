@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,8 +58,10 @@ class Worker:
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         self._received = b""
 
-    def call(self, command: str, *, time_s: float, **arguments: Any) -> Any:
-        """The handler's answer.
+    def call(
+        self, command: str, *, time_s: float, tell: Callable[[str], None] = lambda line: None, **arguments: Any
+    ) -> Any:
+        """The handler's answer; `tell` receives its lines of progress.
 
         Raises: WorkerError if the process crashed, hung past `time_s` or passed its memory limit; the TrialError,
         MissingExtra or other error of temper that the handler raised; HostError if the disk is full or read-only.
@@ -67,7 +70,9 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
             self._process.stdin.flush()
-            answer = json.loads(self._line(command, time_s))
+            deadline = time.monotonic() + time_s
+            while "progress" in (answer := json.loads(self._line(command, time_s, deadline))):
+                tell(answer["progress"])
         except (BrokenPipeError, EOFError):
             raise WorkerError(self._obituary(command)) from None
         except KeyboardInterrupt:
@@ -103,9 +108,8 @@ class Worker:
         self._process.kill()
         self._process.wait()
 
-    def _line(self, command: str, time_s: float) -> bytes:
+    def _line(self, command: str, time_s: float, deadline: float) -> bytes:
         assert self._process.stdout is not None
-        deadline = time.monotonic() + time_s
         while b"\n" not in self._received:
             if self._selector.select(POLL_S):
                 received = os.read(self._process.stdout.fileno(), 1 << 20)

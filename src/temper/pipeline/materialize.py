@@ -50,7 +50,7 @@ def materialize(data: Data | Source, *, seed: int, needs_targets: bool) -> Parts
         _check_values(held[name], name, needs_targets and name != "calibration")
         _check_classes(held[name], name, needs_targets and name != "calibration")
     held = _disjoint(aligned(held), notes)
-    training = None if data.training is None else _trainable(data.training, held, seed, notes)
+    kept = None if data.training is None else _trainable(data.training, held, seed, notes)
     held = _divided(held, data.training is not None, seed, notes)
     if "calibration" not in held:
         held["calibration"], held["selection"] = _carved(held["selection"], "selection", seed, notes)
@@ -62,7 +62,8 @@ def materialize(data: Data | Source, *, seed: int, needs_targets: bool) -> Parts
         calibration=held["calibration"],
         selection=held["selection"],
         proof=held["proof"],
-        training=training,
+        training=data.training,
+        kept=kept,
         notes=tuple(notes),
     )
 
@@ -214,11 +215,11 @@ def _split(examples: Examples, source: str, sizes: Mapping[str, int], rest: str,
     return {name: examples.take(chosen) for name, chosen in zip(names, positions)}
 
 
-def _trainable(source: Source, held: Held, seed: int, notes: list[str]) -> Source:
-    """The training source without what stands in other parts; calibration is taken out of it if that is missing."""
+def _trainable(source: Source, held: Held, seed: int, notes: list[str]) -> Indices | None:
+    """The positions of what stands in no other part, None for all; a missing calibration is taken out of the source."""
     found = _training_marks(source, notes)
     if found is None:
-        return source
+        return None
     keep = np.ones(len(found), dtype=bool)
     for protected in PROTECTION:
         if protected in held:
@@ -241,7 +242,7 @@ def _trainable(source: Source, held: Held, seed: int, notes: list[str]) -> Sourc
         _check_values(held["calibration"], "training", False)
         held |= aligned(held)
         kept = np.sort(kept[rest])
-    return source if len(kept) == len(found) else subset(source, kept)
+    return None if len(kept) == len(found) else kept
 
 
 def _training_marks(source: Source, notes: list[str]) -> Marks | None:

@@ -1,12 +1,12 @@
 """The straight line: a task, a goal and a budget in; an artifact, its proof and the frontier out."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,12 +17,10 @@ from temper.core.context import Context
 from temper.core.errors import TemperError, TrialError
 from temper.core.facts import Fact
 from temper.core.goal import Goal
-from temper.core.graph import Graph
 from temper.core.journal import Journal
 from temper.core.proof import Proof
 from temper.core.runtime import Runtime
 from temper.core.search import Search, Space
-from temper.core.target import Target
 from temper.core.task import Task
 from temper.core.technique import Technique
 from temper.core.trial import Trial
@@ -108,7 +106,9 @@ def optimize(
                 remember(journal, prepared, goal, seed, words)
                 if journal.fact("proof") is None:
                     limit = budgeted(budget, trials, sum(trial.cost_s for trial in journal.trials()))
-                    with Workshop(folder, goal, prepared.target, seed) as workshop:
+                    part = prepared.training
+                    told = None if part is None else part.stored_in(folder)
+                    with Workshop(folder, goal, prepared.target, seed, training=told, tell=tell) as workshop:
                         _search(workshop, journal, prepared, limit, search, tell)
                         choice = _prove(workshop, journal, prepared, allow_unproven, tell)
                         _explain(workshop, journal, choice, tell)
@@ -143,7 +143,7 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
     if journal.fact("frozen") is not None:
         tell("the proof of this run was opened before: its candidates stay as they are")
         return
-    space = space_of(prepared.graph, prepared.target, workshop.goal, workshop.seed, prepared.calibration)
+    space = space_of(prepared, workshop)
     if journal.fact("inapplicable") is None:
         journal.note(inapplicable=inapplicable(space))
         for name, reason in journal.fact("inapplicable").items():
@@ -170,14 +170,21 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
     check_measured(journal)
 
 
-def space_of(graph: Graph, target: Target, goal: Goal, seed: int, calibration: tuple[Any, ...] | None) -> Space:
+def space_of(prepared: Prepared, workshop: Workshop) -> Space:
     """Everything that is installed, with the facts of this graph."""
+    target, seed, part = prepared.target, workshop.seed, prepared.training
+    training = None
+    if part is not None:
+        training = part.training(seed=seed, deadline=math.inf, folder=workshop.folder.checkpoints, tell=print)
 
     def holds(fact: Fact, runtime: Runtime) -> bool:
-        return fact.holds(graph, Context(runtime=runtime, target=target, seed=seed, calibration=calibration))
+        context = Context(
+            runtime=runtime, target=target, seed=seed, calibration=prepared.calibration, training=training
+        )
+        return fact.holds(prepared.graph, context)
 
     return Space(
-        goal=goal,
+        goal=workshop.goal,
         runtimes=tuple(catalog.get(Runtime, name) for name in target.runtimes),
         techniques=tuple(catalog.get(Technique, name) for name in catalog.names(Technique)),
         holds=holds,

@@ -27,6 +27,7 @@ from temper.pipeline.captured import captured
 from temper.pipeline.fingerprint import fingerprint
 from temper.pipeline.materialize import input_names, materialize
 from temper.pipeline.run_folder import RunFolder
+from temper.pipeline.training import TrainingPart, why_not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Prepared:
     target: Target
     fingerprint: dict[str, str]
     goal: Goal
+    training: TrainingPart | None = None
 
     @property
     def calibration(self) -> tuple[Array, ...] | None:
@@ -124,6 +126,7 @@ def prepare(
         examples = getattr(parts, part)
         if examples is not None:
             folder.store(part, "input", examples.stored)
+    training = _training(task, parts, metric, graph, tell)
     name = task.name or model
     tell(f"model: {name}, {told}; {graph.schema.inputs[0]}")
     return Prepared(
@@ -137,6 +140,27 @@ def prepare(
         target=target,
         fingerprint=fingerprint(module, graph, parts, metric, goal, seed),
         goal=goal,
+        training=training,
+    )
+
+
+def _training(
+    task: Task, parts: Parts, metric: Metric, graph: Graph, tell: Callable[[str], None]
+) -> TrainingPart | None:
+    """The training part for techniques that train, unless there is none or something that they need is missing."""
+    if parts.training is None or isinstance(task.model, OnnxFile):
+        return None
+    reason = why_not(task, metric.name)
+    if reason is not None:
+        tell(f"data: the training part is not used: {reason}")
+        return None
+    return TrainingPart(
+        task=task,
+        kept=parts.kept,
+        selection=parts.selection.stored,
+        targets=parts.selection.targets,
+        schema=graph.schema,
+        metric=metric.name,
     )
 
 

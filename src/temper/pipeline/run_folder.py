@@ -47,6 +47,10 @@ class RunFolder:
     def graph(self) -> Path:
         return self.root / "work" / "graph"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "work" / "checkpoints"
+
     def trial(self, number: int) -> Path:
         return self.root / "work" / "trials" / f"{number:04d}"
 

@@ -42,6 +42,18 @@ def read(source: Source, part: str) -> tuple[Examples, tuple[str, ...]]:
     return _as_float32(joined(pieces, part), part)
 
 
+def items(source: Source, indices: Sequence[int] | NDArray[Any], part: str) -> Examples:
+    """These items of a sized dataset. Raises: DataError naming the item that cannot be read."""
+    pieces = [_item(source, int(index), part) for index in indices]
+    return _as_float32(joined(pieces, part), part)[0]
+
+
+def in_batches(source: Source, part: str) -> Iterator[Examples]:
+    """The examples of an iterable, batch by batch as it gives them. Raises: DataError as `read` does."""
+    for examples in _iterated(source, part):
+        yield _as_float32(examples, part)[0]
+
+
 def is_arrays(source: Source) -> bool:
     """Whether the source is an array, a tuple or dict of arrays, or a list of two, as opposed to a dataset."""
     if isinstance(source, list):

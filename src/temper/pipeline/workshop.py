@@ -1,8 +1,8 @@
 """Where artifacts are made and measured: one warm building process, and fresh processes that measure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -36,9 +36,18 @@ class Workshop:
     """The processes of one run. Every measurement is taken from an exported file, reloaded in a clean process."""
 
     def __init__(
-        self, folder: RunFolder, goal: Goal, target: Target, seed: int, *, memory_bytes: int | None = None
+        self,
+        folder: RunFolder,
+        goal: Goal,
+        target: Target,
+        seed: int,
+        *,
+        memory_bytes: int | None = None,
+        training: Mapping[str, Any] | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.folder, self.goal, self.target, self.seed = folder, goal, target, seed
+        self._training, self._tell = training, tell
         self.memory_bytes = memory_bytes or int(MEMORY_SHARE * psutil.virtual_memory().available)
         self._builder: Worker | None = None
 
@@ -57,6 +66,9 @@ class Workshop:
             target=self.target.to_json(),
             conditions=self.goal.conditions.to_json(),
             seed=self.seed,
+            training=self._training,
+            limit_s=time_s,
+            tell=self._tell,
         )
         return executed
 
@@ -72,6 +84,7 @@ class Workshop:
             target=self.target.to_json(),
             batch=self.goal.conditions.batch,
             seed=self.seed,
+            training=self._training,
             limit_s=SENSITIVITY_S,
         )
         return tuple(map(layer_from_json, layers))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from temper.core.data import Data, Examples, Parts
 from temper.core.errors import DataError
 from temper.pipeline.materialize import call_of, check_targets, input_names, materialize
-from temper.pipeline.sources import read
+from temper.pipeline.sources import read, subset
 
 
 def inputs(count: int, seed: int = 0) -> np.ndarray:
@@ -126,7 +126,8 @@ class TestSplits:
         for training in (pair(60, 1), TensorDataset(*map(torch.tensor, pair(60, 1)))):
             parts = made(Data(proof=pair(100), training=training))
             assert sizes(parts) == (12, 20, 80)
-            left, _ = read(parts.training, "training")
+            assert parts.kept is not None
+            left, _ = read(subset(parts.training, parts.kept), "training")
             together = np.concatenate([left.inputs[0], parts.calibration.inputs[0]])
             np.testing.assert_array_equal(np.sort(together, axis=0), np.sort(inputs(60, 1), axis=0))
             assert "Took 12 of the 60 examples of training" in " ".join(parts.notes)
@@ -135,6 +136,7 @@ class TestSplits:
         loader = DataLoader(TensorDataset(torch.tensor(inputs(60, 1))), batch_size=10)
         parts = made(Data(proof=pair(100), training=loader))
         assert parts.training is loader
+        assert parts.kept is None
         assert sizes(parts) == (4, 16, 80)
         assert "DataLoader cannot be read by number" in " ".join(parts.notes)
 
@@ -158,7 +160,8 @@ class TestSharedExamples:
         calibration, training = np.concatenate([inputs(300, 2), inputs(1)]), np.concatenate([inputs(500, 3), inputs(3)])
         data = Data(calibration=calibration, training=training, selection=selection, proof=proof)
         parts = made(data, needs_targets=False)
-        assert (*sizes(parts), len(parts.training)) == (300, 400, 400, 500)
+        assert parts.kept is not None
+        assert (*sizes(parts), len(parts.kept)) == (300, 400, 400, 500)
         assert "Dropped from selection, because proof holds them too: 2 of 402 examples." in parts.notes
         assert "Dropped from training, because proof holds them too: 3 of 503 examples." in parts.notes
 
@@ -169,7 +172,8 @@ class TestSharedExamples:
 
     def test_calibration_may_be_a_piece_of_training(self) -> None:
         parts = made(Data(proof=pair(50), training=pair(100, 1), calibration=inputs(100, 1)[:20]))
-        assert len(parts.training[0]) == 80
+        assert parts.kept is not None
+        assert len(parts.kept) == 80
         with pytest.raises(DataError, match="every example stands in another part"):
             made(Data(proof=pair(50), training=pair(100, 1), calibration=pair(100, 1)))
 

@@ -9,6 +9,7 @@ Reference: Jacob et al. 2018 (arXiv 1712.05877), section 3.2; Li et al. 2021 (ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -94,7 +95,8 @@ def _fold_quantized(module: GraphModule, layer: Node, quantizer: Node, norm: Nod
     factor = _factor(known)
     if bool((factor < 0).any()):
         raise ValueError(f"the batch norm behind {layer.name} has a negative gamma, which would turn integers around")
-    scale_node, zero_node, low, high, axis = quantizer.args[1:]
+    scale_node, zero_node, *limits, axis = quantizer.args[1:]
+    low, high = cast(tuple[int, int], tuple(limits))
     scale, zero = tensor_of(module, scale_node), tensor_of(module, zero_node)
     assert scale is not None
     assert zero is not None

@@ -1,0 +1,192 @@
+"""Train a quantized network: its weights, and the scales and zero points of its quantizers with them.
+
+Quantizers stand where post-training quantization would put them, so what is trained is what the runtime executes.
+Batch norms stay in the graph while it is trained, behind layers whose weights are quantized without them; folded at the
+end, they change scales and biases and no integer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from torch.fx import Node
+
+from temper.core.context import Context
+from temper.core.errors import UsageError
+from temper.core.facts import has_calibration, has_integer_runtime, has_training
+from temper.core.graph import Graph
+from temper.core.knobs import knob
+from temper.core.technique import Technique
+from temper.core.training import Training
+from temper.graph.facts import (
+    CONVOLUTIONS,
+    float_layers,
+    has_float_layers,
+    has_foldable_batch_norm,
+    has_quantizers,
+    is_call,
+)
+from temper.graph.learned_quantizers import LearnedQuantizer, learn, settle
+from temper.graph.mode import set_training
+from temper.graph.patterns.batch_norms import fold_batch_norms, fold_quantized, unfold_batch_norms
+from temper.graph.patterns.constants import has_foldable_constants
+from temper.graph.surgery import clean, set_tensor, tensor_of
+from temper.techniques.quantization._insertion import quantize_bias
+from temper.techniques.quantization._ranges import weight_scales
+from temper.techniques.quantization._static import Bits, Ranges, quantize
+from temper.training.batch_norms import re_estimate
+from temper.training.fit import Group, Plan, fit
+
+RE_ESTIMATED = 50
+"""Batches that the statistics of batch norms are taken from at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationAwareTraining(Technique):
+    """Train the network with its quantizers, whose scales are learned too (LSQ, LSQ+), in float32."""
+
+    needs = (
+        has_training,
+        has_calibration,
+        has_integer_runtime,
+        has_float_layers,
+        ~has_quantizers,
+        ~has_foldable_constants,
+    )
+    leaves = (has_quantizers, ~has_foldable_batch_norm)
+    slow = True
+    reference = "Esser et al. 2020, arXiv 1902.08153; Bhalgat et al. 2020, arXiv 2004.09576"
+
+    num_bits: int = knob(8, among=(2, 3, 4, 5, 6, 7, 8), unit="bit", help="bits of weights and of what layers read")
+    weight_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of weights, where not num_bits (0)")
+    activation_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of what layers read, where not num_bits (0)")
+    ends_bits: int = knob(8, low=2, high=8, unit="bit", help="bits of the first and last layers, which lose most")
+    layer_bits: str = knob("", help="bits of single layers, weights and what they read, by name: 'conv1=8,fc=4'")
+    epochs: int = knob(4, low=1, high=10_000, help="times that the training part is gone through")
+    batch: int = knob(128, low=1, high=1_000_000, help="examples a step, unless the training part comes in batches")
+    optimizer: str = knob(
+        "auto", among=("auto", "sgd", "adamw"), help="sgd for graphs with convolutions, else adamw", free=True
+    )
+    learning_rate: float = knob(0.0, low=0.0, high=10.0, help="the largest; 0: 0.01 with sgd, 5e-5 with adamw")
+    scale_rate: float = knob(1.0, low=0.0, high=1000.0, help="that of scales, as a multiple; 0: they stay as they are")
+    weight_decay: float = knob(1e-4, low=0.0, high=1.0, help="of weights alone, never of scales, norms and biases")
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """The graph with trained weights behind quantizers. Raises: TrialError if training fails."""
+        training, scheme = context.training, context.runtime.integers
+        assert training is not None
+        assert scheme is not None
+        assert context.calibration is not None
+        folded = fold_batch_norms(graph)
+        layers = float_layers(graph)
+        quantize(
+            graph,
+            context.calibration,
+            scheme,
+            layers=layers,
+            skipped=(),
+            ranges=Ranges(method="mse"),
+            everywhere=True,
+            bits=self._bits(graph, layers),
+            integer_bias=False,
+        )
+        norms = unfold_batch_norms(graph, folded)
+        for norm in norms:
+            _range_anew(graph, norm.args[0])
+        self._train(graph, norms, training, context.seed)
+        fold_quantized(graph, norms)
+        if scheme.integer_bias:
+            for layer in layers:
+                quantize_bias(graph, layer)
+        clean(graph.module)
+        return graph
+
+    def _train(self, graph: Graph, norms: Sequence[Node], training: Training, seed: int) -> None:
+        """Train everything in place, with the statistics of batch norms taken anew at the end."""
+        module = graph.module
+        set_training(graph, True)
+        learned = learn(graph)
+        gammas = [tensor_of(module, norm.args[1]) for norm in norms]
+
+        def after_step() -> None:
+            for each in learned:
+                each.clamp()
+            for gamma in gammas:
+                gamma.clamp_(min=0)  # type: ignore[union-attr] # a negative one would turn integers around
+
+        plan = self._plan(graph)
+        fit(graph, self._groups(graph, learned), training, plan, name=self.name, seed=seed, after_step=after_step)
+        settle(graph, learned)
+        if norms:
+            batches = training.batches(plan.batch, plan.epochs)
+            re_estimate(graph, norms, (inputs for inputs, _ in islice(batches, RE_ESTIMATED)))
+        set_training(graph, False)
+
+    def _plan(self, graph: Graph) -> Plan:
+        convolves = any(is_call(node, CONVOLUTIONS) for node in graph.module.graph.nodes)
+        chosen = self.optimizer if self.optimizer != "auto" else "sgd" if convolves else "adamw"
+        return Plan(
+            epochs=self.epochs,
+            batch=self.batch,
+            learning_rate=self.learning_rate or {"sgd": 0.01, "adamw": 5e-5}[chosen],
+            optimizer="sgd" if chosen == "sgd" else "adamw",
+            weight_decay=self.weight_decay,
+            clip_norm=1.0 if chosen == "adamw" else 0.0,
+        )
+
+    def _groups(self, graph: Graph, learned: Sequence[LearnedQuantizer]) -> list[Group]:
+        learnt = {id(each): each for one in learned for each in (one.scale, one.zero_point) if each is not None}
+        others = [each for each in graph.module.parameters() if each.requires_grad and id(each) not in learnt]
+        return [
+            Group(parameters=[each for each in others if each.dim() > 1], decays=True),
+            Group(parameters=[each for each in others if each.dim() <= 1]),
+            Group(parameters=list(learnt.values()) if self.scale_rate else [], rate=self.scale_rate),
+        ]
+
+    def _bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
+        """The bits of each layer: those given by its name, those of an end, or those of all others."""
+        given = self._given(graph, layers)
+        ends = _ends(graph, layers)
+        weights, inputs = self.weight_bits or self.num_bits, self.activation_bits or self.num_bits
+        return Bits(
+            weights={each.name: given.get(each, self.ends_bits if each in ends else weights) for each in layers},
+            inputs={each.name: given.get(each, self.ends_bits if each in ends else inputs) for each in layers},
+        )
+
+    def _given(self, graph: Graph, layers: Sequence[Node]) -> Mapping[Node, int]:
+        """`layer_bits`, read. Raises: UsageError naming what is no layer, or no number of bits."""
+        named = {str(each.args[1].target).removesuffix(".weight"): each for each in layers}  # type: ignore[union-attr]
+        given = {}
+        for entry in filter(None, self.layer_bits.split(",")):
+            name, _, bits = entry.partition("=")
+            if name.strip() not in named or not bits.strip().isdigit() or not 2 <= int(bits) <= 8:
+                raise UsageError(
+                    f"{self.name}: layer_bits has {entry!r}; write name=bits with 2 to 8 bits, and one of these names: "
+                    f"{', '.join(named)}"
+                )
+            given[named[name.strip()]] = int(bits)
+        return given
+
+
+def _ends(graph: Graph, layers: Sequence[Node]) -> set[Node]:
+    """The layers that no other layer stands before, and those that none stands behind."""
+    before: dict[Node, bool] = {}
+    for node in graph.module.graph.nodes:
+        before[node] = any(before[each] or each in layers for each in node.all_input_nodes)
+    behind: dict[Node, bool] = {}
+    for node in reversed(graph.module.graph.nodes):
+        behind[node] = any(behind[each] or each in layers for each in node.users)
+    return {each for each in layers if not before[each] or not behind[each]}
+
+
+def _range_anew(graph: Graph, layer: object) -> None:
+    """Set the scales of a layer's weight by the weight as it is now."""
+    assert isinstance(layer, Node)
+    quantizer = layer.args[1]
+    assert isinstance(quantizer, Node)
+    source, scale, _, low, high, _ = quantizer.args
+    weight = tensor_of(graph.module, source)
+    assert weight is not None
+    assert isinstance(scale, Node)
+    scales = weight_scales(weight.detach(), (low, high), "mse")  # type: ignore[arg-type]
+    set_tensor(graph.module, str(scale.target), scales)

@@ -1,0 +1,1 @@
+"""Training of captured graphs: one loop for every technique that trains."""

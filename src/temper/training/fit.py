@@ -1,0 +1,234 @@
+"""The training loop that every training technique shares."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from temper.core.errors import MissingExtra, TrialError
+from temper.core.graph import Graph
+from temper.core.training import Training
+from temper.graph.mode import set_training
+from temper.hardware.compiler import require_compiler
+
+MOMENTUM = 0.9
+COMPILED_FROM = 300
+"""Steps from which compiling, which takes a minute or so, is worth its time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a graph is trained: for so many epochs, at a rate that warms up linearly and falls to zero as a cosine.
+
+    If time is short the schedule is run through faster. `clip_norm` bounds the norm of all gradients together, 0 does
+    not. With `autocast` products are computed in bfloat16. Training ends after `patience` epochs in a row without a
+    better loss on the selection part; with 0 it does not look.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    optimizer: Literal["sgd", "adamw"]
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    clip_norm: float = 0.0
+    autocast: bool = False
+    channels_last: bool = True
+    patience: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that are trained alike: their rate as a multiple of the plan's, and whether they decay."""
+
+    parameters: Sequence[nn.Parameter]
+    rate: float = 1.0
+    decays: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch came to: mean losses on the training and on the selection part, and seconds with both."""
+
+    loss: float
+    selection_loss: float
+    seconds: float
+
+
+def fit(
+    graph: Graph,
+    groups: Sequence[Group],
+    training: Training,
+    plan: Plan,
+    *,
+    name: str,
+    seed: int,
+    after_step: Callable[[], None] = lambda: None,
+) -> list[Epoch]:
+    """Train the groups' parameters in place, in the mode that the graph is in; what each epoch came to.
+
+    `after_step` is called, without gradients, behind each step of the optimizer. `name` is the checkpoint's: training
+    that was interrupted goes on behind its last whole epoch. The parameters of the last epoch are what stays.
+
+    Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
+    """
+    loop = _Loop(graph, groups, training, plan, training.folder / f"{name}.pt", after_step)
+    loop.restore()
+    with torch.random.fork_rng(devices=()), torch.enable_grad():
+        while not loop.ended():
+            torch.manual_seed(seed + len(loop.history))
+            loop.epoch()
+            loop.save()
+    if not loop.step:
+        raise TrialError(
+            f"{name}: the time ended before the first step of training; give the run more, or fewer epochs"
+        )
+    return loop.history
+
+
+class _Loop:
+    """The state of one training, and how it goes on."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        groups: Sequence[Group],
+        training: Training,
+        plan: Plan,
+        file: Path,
+        after_step: Callable[[], None],
+    ) -> None:
+        self.graph, self.training, self.plan, self.file, self._after_step = graph, training, plan, file, after_step
+        if plan.channels_last:
+            graph.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = [group for group in groups if group.parameters]
+        self._rates = [plan.learning_rate * group.rate for group in groups]
+        self._optimizer = _optimizer(groups, plan)
+        self._parameters = [parameter for group in groups for parameter in group.parameters]
+        self._steps = len(training.batches(plan.batch, 0))
+        if not self._steps:
+            raise TrialError("the training part does not hold one batch: give more examples, or a smaller batch")
+        self._began = time.monotonic()
+        self._compiled = self._compilable()
+        self.step = 0
+        self.history: list[Epoch] = []
+
+    def ended(self) -> bool:
+        worse = 0
+        best = math.inf
+        for each in self.history:
+            worse, best = (0, each.selection_loss) if each.selection_loss < best else (worse + 1, best)
+        impatient = 0 < self.plan.patience <= worse
+        return impatient or len(self.history) >= self.plan.epochs or time.monotonic() >= self.training.deadline
+
+    def epoch(self) -> None:
+        began, total, seen = time.monotonic(), 0.0, 0
+        for inputs, targets in self.training.batches(self.plan.batch, len(self.history)):
+            if time.monotonic() >= self.training.deadline:
+                break
+            self._set_rates()
+            loss = self._loss(inputs, targets)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.plan.clip_norm:
+                nn.utils.clip_grad_norm_(self._parameters, self.plan.clip_norm)
+            self._optimizer.step()
+            with torch.no_grad():
+                self._after_step()
+            total, seen, self.step = total + loss.item(), seen + 1, self.step + 1
+            if not math.isfinite(total):
+                raise TrialError(
+                    f"training diverged in step {self.step}: the loss is {loss.item()}; lower learning_rate"
+                )
+        selection_loss = self._selection_loss()
+        self.history.append(
+            Epoch(loss=total / max(seen, 1), selection_loss=selection_loss, seconds=time.monotonic() - began)
+        )
+        number, epochs, last = len(self.history), self.plan.epochs, self.history[-1]
+        self.training.tell(
+            f"epoch {number} of {epochs}: loss {last.loss:.4f}, on selection {selection_loss:.4f}, {last.seconds:.0f} s"
+        )
+
+    def save(self) -> None:
+        """Write what is needed to go on behind this epoch."""
+        state = {
+            "module": self.graph.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self.step,
+            "history": [asdict(each) for each in self.history],
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_suffix(".tmp")
+        torch.save(state, unfinished)
+        unfinished.replace(self.file)
+
+    def restore(self) -> None:
+        if not self.file.exists():
+            return
+        state: dict[str, Any] = torch.load(self.file, weights_only=True)
+        self.graph.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.history = [Epoch(**each) for each in state["history"]]
+        self.training.tell(f"training goes on behind epoch {len(self.history)}")
+
+    def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        if self.plan.channels_last:
+            inputs = tuple(
+                each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
+            )
+        # A compiled module would be compiled anew for a last batch that is smaller.
+        whole = len(inputs[0]) == self.plan.batch
+        module = self._compiled if whole and self._compiled is not None else self.graph.module
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.autocast):
+            outputs = module(*inputs)
+        return self.training.loss(
+            tuple(each.float() if each.is_floating_point() else each for each in outputs), targets
+        )
+
+    def _selection_loss(self) -> float:
+        copy = self.graph.copy()
+        set_training(copy, False)
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for inputs, targets in self.training.selection(self.plan.batch):
+                total += float(self.training.loss(copy(*inputs), targets)) * len(targets)
+                count += len(targets)
+        return total / count if count else math.nan
+
+    def _set_rates(self) -> None:
+        """The rate at this share of the steps or, if that is further, of the time."""
+        now = time.monotonic()
+        share = (self.step + 1) / (self.plan.epochs * self._steps)
+        if math.isfinite(self.training.deadline):
+            share = max(share, (now - self._began) / max(self.training.deadline - self._began, 1e-9))
+        warm = min(1.0, share / self.plan.warmup) if self.plan.warmup else 1.0
+        factor = warm * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        for group, rate in zip(self._optimizer.param_groups, self._rates):
+            group["lr"] = rate * factor
+
+    def _compilable(self) -> Callable[..., Any] | None:
+        """The module behind PyTorch's compiler, where that is there and worth its time."""
+        if self.graph.schema.dynamic_length or self.plan.epochs * self._steps < COMPILED_FROM:
+            return None
+        try:
+            require_compiler("training")
+        except MissingExtra:
+            return None
+        compiled: Callable[..., Any] = torch.compile(self.graph.module, dynamic=False)
+        return compiled
+
+
+def _optimizer(groups: Sequence[Group], plan: Plan) -> torch.optim.Optimizer:
+    parameters = [
+        {"params": list(group.parameters), "weight_decay": plan.weight_decay if group.decays else 0.0}
+        for group in groups
+    ]
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=plan.learning_rate, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(parameters, lr=plan.learning_rate)
