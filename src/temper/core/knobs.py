@@ -33,7 +33,8 @@ class Knob:
             raise UsageError(f"{where}: {self.name}={value!r} is not of type {self.type.__name__}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where}: {self.name}={value!r} is not a finite number")
-        if self.among is not None and value not in self.among:
+        bounded = self.low is not None and self.high is not None
+        if self.among is not None and value not in self.among and not bounded:
             choices = ", ".join(map(str, self.among))
             raise UsageError(f"{where}: {self.name}={value!r} is not one of {choices}")
         if self.low is not None and cast(float, value) < self.low:
@@ -54,8 +55,8 @@ def knob(
 ) -> Any:
     """A dataclass field that is configuration, validation, search space, command-line option and documentation.
 
-    `among` lists the values that a search tries; without it, `low` and `high` bound what may be given by hand. A knob
-    is `free` if it changes what the model answers, but neither its speed nor its size.
+    `among` lists the values that a search tries, and that alone may be given unless `low` and `high` bound what may be
+    given by hand. A knob is `free` if it changes what the model answers, but neither its speed nor its size.
     """
     facts = {"among": among, "low": low, "high": high, "unit": unit, "help": help, "free": free}
     return dataclasses.field(default=default, metadata={"knob": facts})

@@ -24,6 +24,7 @@ from temper.graph.integer_layers import (
     activation_group,
     integer_layers,
 )
+from temper.graph.onnx.packing import pack_weights
 from temper.graph.onnx.program import onnx_model, write_model
 from temper.graph.padding import pads_at_convolutions
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
@@ -80,6 +81,7 @@ def _convert(graph: Graph, file: Path) -> None:
     if (group := activation_group(graph)) is not None:
         program.model.metadata_props[ACTIVATION_GROUP] = str(group)
     model = program.model_proto
+    pack_weights(model)
     onnx.checker.check_model(model)
     onnx.save_model(model, file)
 

@@ -4,10 +4,11 @@ The first stage finds the baseline. The second tries each chain of techniques wi
 the runtime that was fastest in float first; whatever would win but misses a limit is repaired at once, with all the
 techniques that prepare for it or restore what it lost, and what is still in doubt after the chains gets other values of
 the knobs that cost no speed. The best then gets one technique more, or one auxiliary technique less, as long as that
-makes it better. Runtimes that compile for tens of seconds come after the others, and those that are far behind in float
-come last. The third stage makes one change at a time (a knob, or a technique more) to two trials: the best that keeps
-the limits, and the best that misses them. Last come the neighbours of default
-recipes that could not be measured: another value of a knob may be what makes them work.
+makes it better. What trains comes next, where something would still win and loses too much. Runtimes that compile for
+tens of seconds come after the others, and those that are far behind in float come last. The third stage makes one
+change at a time (a knob, or a technique more) to two trials: the best that keeps the limits, and the best that misses
+them. Last come the neighbours of default recipes that could not be measured: another value of a knob may be what makes
+them work.
 """
 
 import dataclasses
@@ -52,6 +53,7 @@ def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
         yield from _chains(space, [each for each in near if each.compiles == compiles])
         yield from _touches(space, history, compiles=compiles)
         yield from _variations(space, history, compiles=compiles)
+        yield from _trainings(space, history, [each for each in near if each.compiles == compiles])
     yield from _moves(space, history)
     yield from _rescues(space, history, near)
     yield from _chains(space, far)
@@ -85,14 +87,25 @@ def _float_objective(runtime: Runtime, space: Space, history: Sequence[Trial]) -
     return min(own, default=float("inf"))
 
 
-def _chains(space: Space, runtimes: Sequence[Runtime]) -> Iterator[Recipe]:
+def _trainings(space: Space, history: Sequence[Trial], near: Sequence[Runtime]) -> Iterator[Recipe]:
+    """What takes minutes, on the runtimes where something quicker would win and loses too much.
+
+    For the least size on every runtime, because what trains can do with fewer bits than what does not.
+    """
+    missed = sorted(_winning_misses(space, history), key=lambda each: each.objective(space.goal))
+    names = {each.recipe.runtime.name for each in missed}
+    wanted = near if space.goal.minimize == "size" else [each for each in near if each.name in names]
+    yield from _chains(space, wanted, slow=True)
+
+
+def _chains(space: Space, runtimes: Sequence[Runtime], *, slow: bool = False) -> Iterator[Recipe]:
     # Who asks for most is most specific, and gains most where it fits.
     techniques = sorted(space.techniques, key=lambda each: len(each.needs), reverse=True)
     chains = {
         (runtime, chain): None
         for runtime in runtimes
         for technique in techniques
-        if not technique.auxiliary and (chain := space.chain(technique, runtime)) is not None
+        if not technique.auxiliary and technique.slow == slow and (chain := space.chain(technique, runtime)) is not None
     }
     for runtime, chain in chains:
         # A technique that only leads to another is not worth a trial of its own: runtimes do such things themselves.

@@ -148,7 +148,7 @@ def _wrong(knob: Knob) -> Iterator[Any]:
         yield True
     if knob.type is float:
         yield from (math.nan, math.inf, -math.inf)
-    if knob.among is not None and knob.type is not bool:
+    if knob.among is not None and knob.type is not bool and (knob.low is None or knob.high is None):
         yield "no such value" if knob.type is str else max(knob.among) + 1  # type: ignore[operator]
     if knob.low is not None:
         yield knob.type(knob.low - 1)

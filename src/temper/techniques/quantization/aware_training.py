@@ -57,18 +57,24 @@ class QuantizationAwareTraining(Technique):
     slow = True
     reference = "Esser et al. 2020, arXiv 1902.08153; Bhalgat et al. 2020, arXiv 2004.09576"
 
-    num_bits: int = knob(8, among=(2, 3, 4, 5, 6, 7, 8), unit="bit", help="bits of weights and of what layers read")
+    num_bits: int = knob(
+        8, among=(2, 3, 4, 8), low=2, high=8, unit="bit", help="bits of weights and of what layers read"
+    )
     weight_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of weights, where not num_bits (0)")
     activation_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of what layers read, where not num_bits (0)")
     ends_bits: int = knob(8, low=2, high=8, unit="bit", help="bits of the first and last layers, which lose most")
     layer_bits: str = knob("", help="bits of single layers, weights and what they read, by name: 'conv1=8,fc=4'")
-    epochs: int = knob(4, low=1, high=10_000, help="times that the training part is gone through")
-    batch: int = knob(128, low=1, high=1_000_000, help="examples a step, unless the training part comes in batches")
+    epochs: int = knob(
+        4, among=(2, 4, 8), low=1, high=10_000, help="times that the training part is gone through", free=True
+    )
+    batch: int = knob(
+        128, among=(32, 128), low=1, high=1_000_000, help="examples a step, unless they come in batches", free=True
+    )
     optimizer: str = knob(
         "auto", among=("auto", "sgd", "adamw"), help="sgd for graphs with convolutions, else adamw", free=True
     )
     learning_rate: float = knob(0.0, low=0.0, high=10.0, help="the largest; 0: 0.01 with sgd, 5e-5 with adamw")
-    scale_rate: float = knob(1.0, low=0.0, high=1000.0, help="that of scales, as a multiple; 0: they stay as they are")
+    scale_rate: float = knob(1.0, low=0.0, high=100.0, help="that of scales, as a multiple; 0: they stay as they are")
     weight_decay: float = knob(1e-4, low=0.0, high=1.0, help="of weights alone, never of scales, norms and biases")
 
     def apply(self, graph: Graph, context: Context) -> Graph:

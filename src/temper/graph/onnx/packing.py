@@ -1,0 +1,91 @@
+"""Weights of few bits, packed in an ONNX file: stored in as many bits as their integers need, unpacked when loaded.
+
+The bits of a group of weights lie in planes: the lowest bits of all, eight to a byte, then the next ones. Standard
+operators at the head of the file look each byte up in a table of its eight bits and add up the planes. They read
+constants alone, so that runtimes compute them once, before they choose kernels, which see 8-bit weights as ever.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+MOST = 1 << 22
+"""Weights that are unpacked together: for a moment each of their bits takes four bytes."""
+LEAST = 256
+"""Smaller tensors gain less than the operators take that unpack them."""
+TABLE, AXIS, SHAPE = "bits.table", "bits.axis", "bits.flat"
+
+
+def pack_weights(model: ModelProto) -> None:
+    """Store the int8 weights of few bits packed, in place; those that need all 8 bits stay as they are."""
+    graph = model.graph
+    quantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    groups: dict[int, list[list[TensorProto]]] = {}
+    for tensor in graph.initializer:
+        count = int(np.prod(tensor.dims))
+        if tensor.data_type != TensorProto.INT8 or tensor.name not in quantized or count < LEAST:
+            continue
+        bits = _bits(numpy_helper.to_array(tensor))
+        if bits == 8:
+            continue
+        held = groups.setdefault(bits, [[]])
+        if sum(int(np.prod(each.dims)) for each in held[-1]) + count > MOST:
+            held.append([])
+        held[-1].append(tensor)
+    nodes: list[NodeProto] = []
+    for bits, held in sorted(groups.items()):
+        for number, tensors in enumerate(each for each in held if each):
+            nodes += _packed(graph, tensors, bits, f"bits.{bits}.{number}")
+    if nodes:
+        _add(graph, TABLE, (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint8))
+        _add(graph, AXIS, np.array([0], np.int64))
+        _add(graph, SHAPE, np.array([-1], np.int64))
+        rest = list(graph.node)
+        del graph.node[:]
+        graph.node.extend((*nodes, *rest))
+
+
+def _bits(values: NDArray[np.int8]) -> int:
+    """The least number of bits whose two's complement holds the values; at least 2."""
+    lowest, highest = int(values.min()), int(values.max())
+    return next(bits for bits in range(2, 9) if -(1 << (bits - 1)) <= lowest and highest < 1 << (bits - 1))
+
+
+def _packed(graph: GraphProto, tensors: Sequence[TensorProto], bits: int, name: str) -> list[NodeProto]:
+    """Replace the tensors by planes of bits, and return the nodes that make them again."""
+    arrays = [numpy_helper.to_array(tensor) for tensor in tensors]
+    offset = 1 << (bits - 1)
+    flat = np.concatenate([array.astype(np.int32).ravel() for array in arrays]) + offset
+    planes = np.stack([np.packbits(flat >> bit & 1, bitorder="little") for bit in range(bits)])
+    padding = -len(flat) % 8
+    sizes = [array.size for array in arrays] + ([padding] if padding else [])
+    _add(graph, name, planes)
+    _add(graph, f"{name}.powers", (1 << np.arange(bits, dtype=np.int32)).reshape(-1, 1, 1))
+    _add(graph, f"{name}.offset", np.array(offset, np.int32))
+    parts = [f"{name}.{index}" for index in range(len(sizes))]
+    steps = [
+        ("Cast", [name], [f"{name}.bytes"], {"to": TensorProto.INT32}),
+        ("Gather", [TABLE, f"{name}.bytes"], [f"{name}.bits"], {}),
+        ("Cast", [f"{name}.bits"], [f"{name}.wide"], {"to": TensorProto.INT32}),
+        ("Mul", [f"{name}.wide", f"{name}.powers"], [f"{name}.scaled"], {}),
+        ("ReduceSum", [f"{name}.scaled", AXIS], [f"{name}.sum"], {"keepdims": 0}),
+        ("Sub", [f"{name}.sum", f"{name}.offset"], [f"{name}.signed"], {}),
+        ("Cast", [f"{name}.signed"], [f"{name}.int8"], {"to": TensorProto.INT8}),
+        ("Reshape", [f"{name}.int8", SHAPE], [f"{name}.flat"], {}),
+    ]
+    if len(sizes) > 1:
+        _add(graph, f"{name}.sizes", np.array(sizes, np.int64))
+        steps.append(("Split", [f"{name}.flat", f"{name}.sizes"], parts, {"axis": 0}))
+    else:
+        parts = [f"{name}.flat"]
+    for tensor, array, part in zip(tensors, arrays, parts):
+        _add(graph, f"{part}.shape", np.array(array.shape, np.int64))
+        steps.append(("Reshape", [part, f"{part}.shape"], [tensor.name], {}))
+        graph.initializer.remove(tensor)
+    return [helper.make_node(kind, reads, makes, **more) for kind, reads, makes, more in steps]
+
+
+def _add(graph: GraphProto, name: str, array: NDArray[np.generic]) -> None:
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
