@@ -1,8 +1,9 @@
 """Weights of few bits, packed in an ONNX file: stored in as many bits as their integers need, unpacked when loaded.
 
 The bits of a group of weights lie in planes: the lowest bits of all, eight to a byte, then the next ones. Standard
-operators at the head of the file look each byte up in a table of its eight bits and add up the planes. They read
-constants alone, so that runtimes compute them once, before they choose kernels, which see 8-bit weights as ever.
+operators at the head of the file take the bytes apart and add up the planes. They read constants alone, so that
+runtimes compute them once, before they choose kernels, which see 8-bit weights as ever. Which operators a runtime
+computes beforehand was tried out: OpenVINO refuses shifts, and leaves conversions from bytes but the first alone.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,13 @@ MOST = 1 << 22
 """Weights that are unpacked together: for a moment each of their bits takes four bytes."""
 LEAST = 256
 """Smaller tensors gain less than the operators take that unpack them."""
-TABLE, AXIS, SHAPE = "bits.table", "bits.axis", "bits.flat"
+SHARED = {
+    "bits.powers": 1 << np.arange(8, dtype=np.int32),
+    "bits.two": np.array(2, np.int32),
+    "bits.last": np.array([-1], np.int64),
+    "bits.first": np.array([0], np.int64),
+}
+"""Constants that all groups use."""
 
 
 def pack_weights(model: ModelProto) -> None:
@@ -39,9 +46,8 @@ def pack_weights(model: ModelProto) -> None:
         for number, tensors in enumerate(each for each in held if each):
             nodes += _packed(graph, tensors, bits, f"bits.{bits}.{number}")
     if nodes:
-        _add(graph, TABLE, (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint8))
-        _add(graph, AXIS, np.array([0], np.int64))
-        _add(graph, SHAPE, np.array([-1], np.int64))
+        for name, array in SHARED.items():
+            _add(graph, name, array)
         rest = list(graph.node)
         del graph.node[:]
         graph.node.extend((*nodes, *rest))
@@ -62,18 +68,18 @@ def _packed(graph: GraphProto, tensors: Sequence[TensorProto], bits: int, name: 
     padding = -len(flat) % 8
     sizes = [array.size for array in arrays] + ([padding] if padding else [])
     _add(graph, name, planes)
-    _add(graph, f"{name}.powers", (1 << np.arange(bits, dtype=np.int32)).reshape(-1, 1, 1))
+    _add(graph, f"{name}.planes", (1 << np.arange(bits, dtype=np.int32)).reshape(-1, 1, 1))
     _add(graph, f"{name}.offset", np.array(offset, np.int32))
     parts = [f"{name}.{index}" for index in range(len(sizes))]
     steps = [
         ("Cast", [name], [f"{name}.bytes"], {"to": TensorProto.INT32}),
-        ("Gather", [TABLE, f"{name}.bytes"], [f"{name}.bits"], {}),
-        ("Cast", [f"{name}.bits"], [f"{name}.wide"], {"to": TensorProto.INT32}),
-        ("Mul", [f"{name}.wide", f"{name}.powers"], [f"{name}.scaled"], {}),
-        ("ReduceSum", [f"{name}.scaled", AXIS], [f"{name}.sum"], {"keepdims": 0}),
+        ("Unsqueeze", [f"{name}.bytes", "bits.last"], [f"{name}.each"], {}),
+        ("Div", [f"{name}.each", "bits.powers"], [f"{name}.shifted"], {}),
+        ("Mod", [f"{name}.shifted", "bits.two"], [f"{name}.bits"], {}),
+        ("Mul", [f"{name}.bits", f"{name}.planes"], [f"{name}.scaled"], {}),
+        ("ReduceSum", [f"{name}.scaled", "bits.first"], [f"{name}.sum"], {"keepdims": 0}),
         ("Sub", [f"{name}.sum", f"{name}.offset"], [f"{name}.signed"], {}),
-        ("Cast", [f"{name}.signed"], [f"{name}.int8"], {"to": TensorProto.INT8}),
-        ("Reshape", [f"{name}.int8", SHAPE], [f"{name}.flat"], {}),
+        ("Reshape", [f"{name}.signed", "bits.last"], [f"{name}.flat"], {}),
     ]
     if len(sizes) > 1:
         _add(graph, f"{name}.sizes", np.array(sizes, np.int64))
@@ -82,7 +88,8 @@ def _packed(graph: GraphProto, tensors: Sequence[TensorProto], bits: int, name: 
         parts = [f"{name}.flat"]
     for tensor, array, part in zip(tensors, arrays, parts):
         _add(graph, f"{part}.shape", np.array(array.shape, np.int64))
-        steps.append(("Reshape", [part, f"{part}.shape"], [tensor.name], {}))
+        steps.append(("Reshape", [part, f"{part}.shape"], [f"{part}.shaped"], {}))
+        steps.append(("Cast", [f"{part}.shaped"], [tensor.name], {"to": TensorProto.INT8}))
         graph.initializer.remove(tensor)
     return [helper.make_node(kind, reads, makes, **more) for kind, reads, makes, more in steps]
 
