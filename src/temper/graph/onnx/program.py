@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 from temper.core.errors import TrialError
 from temper.core.graph import ONNX, Graph
+from temper.core.lengths import groups, inputs_at, separated
 from temper.core.schema import Array, Schema
 
 LARGEST_BYTES = 2**31 - 1
@@ -55,10 +56,14 @@ class OnnxProgram(nn.Module):
 
 
 def feeds_of(schema: Schema, arrays: Sequence[Array], most: int) -> list[dict[str, Array]]:
-    """The first examples, at most so many, as calls of a file's batch (1 where it is dynamic), by its inputs' names."""
-    size, count = schema.batch or 1, min(len(arrays[0]), most)
-    rows = [np.arange(start, start + size) % count for start in range(0, count, size)]
-    return [{spec.name: array[each] for spec, array in zip(schema.inputs, arrays, strict=True)} for each in rows]
+    """The first stored examples, at most so many, as calls of a file's batch (1 where it is dynamic), by input names.
+
+    Each call has one length, and the calls come in the order of the examples, whatever their lengths.
+    """
+    size, names = schema.batch or 1, [spec.name for spec in schema.inputs]
+    inputs, lengths = separated(schema, [each[:most] for each in arrays])
+    calls = sorted(groups(lengths, len(inputs[0]), size), key=lambda rows: int(rows[0]))
+    return [dict(zip(names, inputs_at(schema, inputs, lengths, np.resize(rows, size)))) for rows in calls]
 
 
 def plain_session(model: bytes | str) -> onnxruntime.InferenceSession:

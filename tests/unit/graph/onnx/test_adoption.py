@@ -10,11 +10,13 @@ from onnx import ModelProto, helper, numpy_helper
 
 from temper.core.data import Examples
 from temper.core.errors import DataError, TaskError, UsageError
+from temper.core.goal import Conditions
 from temper.core.schema import Array
 from temper.core.task import OnnxFile
-from temper.graph.onnx.adoption import adopt, batch_axis
+from temper.graph.onnx.adoption import adopt
 from temper.graph.onnx.facts import control_flow, decided_branches, float_products
 from temper.graph.onnx.folding import folded
+from temper.graph.onnx.inputs import batch_axis
 from temper.graph.onnx.program import nodes_of, onnx_model, with_model
 from temper.graph.storage import load, save
 
@@ -80,7 +82,7 @@ def streams() -> Examples:
 
 def test_state_and_constant_become_ordinary_inputs(tmp_path: Path, streams: Examples) -> None:
     file = OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 16000})
-    original, graph = adopt(file, streams, batch=1)
+    original, graph = adopt(file, streams, Conditions(batch=1))
     assert [str(spec) for spec in graph.schema.inputs] == ["x: float32[batch, 3]", "state: float32[batch, 2, 4]"]
     assert [spec.shape for spec in graph.schema.outputs] == [(None, 4), (None, 2, 4)]
     state, x = streams.inputs
@@ -95,14 +97,18 @@ def test_state_and_constant_become_ordinary_inputs(tmp_path: Path, streams: Exam
 
 def test_the_reference_follows_the_constant(tmp_path: Path, streams: Examples) -> None:
     path = written(RECURRENT, tmp_path)
-    one, other = (adopt(OnnxFile(path=path, constants={"rate": rate}), streams, batch=1)[0] for rate in (16000, 8000))
+    one, other = (
+        adopt(OnnxFile(path=path, constants={"rate": rate}), streams, Conditions(batch=1))[0] for rate in (16000, 8000)
+    )
     assert not one.state_dict()["digest"].equal(other.state_dict()["digest"])
     given = {name: torch.tensor(each) for name, each in zip(streams.names or (), streams.inputs)}
     assert not torch.equal(one(**given)["y"], other(**given)["y"])
 
 
 def test_a_branch_that_a_constant_decides_is_folded_away(tmp_path: Path, streams: Examples) -> None:
-    _, graph = adopt(OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}), streams, batch=1)
+    _, graph = adopt(
+        OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}), streams, Conditions(batch=1)
+    )
     model = onnx_model(graph)
     assert model is not None
     assert len(decided_branches(model.graph)) == 1
@@ -121,7 +127,7 @@ def test_a_branch_that_an_input_decides_stays(tmp_path: Path, streams: Examples)
     model.graph.node.insert(1, helper.make_node("Cast", ["largest"], ["rate"], to=onnx.TensorProto.INT64))
     del model.graph.input[2]
     onnx.save(model, tmp_path / "model.onnx")
-    _, graph = adopt(OnnxFile(path=tmp_path / "model.onnx"), streams, batch=1)
+    _, graph = adopt(OnnxFile(path=tmp_path / "model.onnx"), streams, Conditions(batch=1))
     kept = onnx_model(graph)
     assert kept is not None
     assert not decided_branches(kept.graph)
@@ -130,7 +136,7 @@ def test_a_branch_that_an_input_decides_stays(tmp_path: Path, streams: Examples)
 
 def test_without_a_dynamic_batch_the_sizes_are_those_measured(tmp_path: Path, streams: Examples) -> None:
     file = OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}, dynamic_batch=False)
-    _, graph = adopt(file, streams, batch=1)
+    _, graph = adopt(file, streams, Conditions(batch=1))
     assert graph.schema.batch == 1
     assert graph.schema.outputs[1].shape == (1, 2, 4)
 
@@ -138,21 +144,24 @@ def test_without_a_dynamic_batch_the_sizes_are_those_measured(tmp_path: Path, st
 def test_a_file_that_mixes_its_examples_takes_the_measured_batch_only(tmp_path: Path) -> None:
     rows = np.ones((20, 3), np.float32)
     rows[7:] *= -1
-    assert adopt(OnnxFile(path=written(MIXING, tmp_path)), examples(x=rows), batch=1)[1].schema.batch == 1
-    assert adopt(OnnxFile(path=written(MIXING, tmp_path)), examples(x=rows[:7]), batch=1)[1].schema.batch is None
+    assert adopt(OnnxFile(path=written(MIXING, tmp_path)), examples(x=rows), Conditions(batch=1))[1].schema.batch == 1
+    assert (
+        adopt(OnnxFile(path=written(MIXING, tmp_path)), examples(x=rows[:7]), Conditions(batch=1))[1].schema.batch
+        is None
+    )
 
 
 def test_a_fixed_batch_other_than_the_measured_one_is_said(tmp_path: Path) -> None:
     file = OnnxFile(path=written(FIXED, tmp_path))
     rows = examples(x=np.ones((5, 3), np.float32))
-    assert adopt(file, rows, batch=2)[1].schema.batch == 2
+    assert adopt(file, rows, Conditions(batch=2))[1].schema.batch == 2
     with pytest.raises(UsageError, match=r"takes a batch of 2 only.*--batch 2"):
-        adopt(file, rows, batch=1)
+        adopt(file, rows, Conditions(batch=1))
 
 
 def test_half_precision_inside_is_float32_outside(tmp_path: Path) -> None:
     rows = examples(x=np.ones((5, 3), np.float32))
-    _, graph = adopt(OnnxFile(path=written(HALVES, tmp_path)), rows, batch=1)
+    _, graph = adopt(OnnxFile(path=written(HALVES, tmp_path)), rows, Conditions(batch=1))
     (output,) = graph(torch.full((2, 3), 1.5))
     assert output.dtype is torch.float32
     assert output.tolist() == [[3.0] * 3] * 2
@@ -173,22 +182,24 @@ def test_data_that_does_not_fit_is_said(
 ) -> None:
     arrays = {name: np.ones(shape, np.int64 if name == "rate" else np.float32) for name, shape in given.items()}
     with pytest.raises(DataError, match=message):
-        adopt(OnnxFile(path=written(RECURRENT, tmp_path), constants=constants), examples(**arrays), batch=1)
+        adopt(OnnxFile(path=written(RECURRENT, tmp_path), constants=constants), examples(**arrays), Conditions(batch=1))
 
 
 def test_bad_files_and_constants_are_said(tmp_path: Path, streams: Examples) -> None:
     path = written(RECURRENT, tmp_path)
     with pytest.raises(TaskError, match="no input called 'speed'; its inputs are x, state, rate"):
-        adopt(OnnxFile(path=path, constants={"speed": 1}), streams, batch=1)
+        adopt(OnnxFile(path=path, constants={"speed": 1}), streams, Conditions(batch=1))
     with pytest.raises(TaskError, match=r"'rate' has shape \(2,\)"):
-        adopt(OnnxFile(path=path, constants={"rate": [1, 2]}), streams, batch=1)
+        adopt(OnnxFile(path=path, constants={"rate": [1, 2]}), streams, Conditions(batch=1))
     path.write_bytes(b"no model")
     with pytest.raises(TaskError, match="cannot be run by ONNX Runtime"):
-        adopt(OnnxFile(path=path), streams, batch=1)
+        adopt(OnnxFile(path=path), streams, Conditions(batch=1))
 
 
 def test_graphs_of_files_are_copied_and_stored(tmp_path: Path, streams: Examples) -> None:
-    _, graph = adopt(OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}), streams, batch=1)
+    _, graph = adopt(
+        OnnxFile(path=written(RECURRENT, tmp_path), constants={"rate": 8000}), streams, Conditions(batch=1)
+    )
     graph(*graph.example)  # a session exists, which cannot be copied
     (tmp_path / "stored").mkdir()
     save(graph.copy(), tmp_path / "stored")
