@@ -4,7 +4,7 @@ The model is kept as the bytes of its file in a buffer, so that copies, comparis
 it as they do for weights. It runs in ONNX Runtime with all graph optimizations switched off, operator by operator.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,17 @@ def plain_session(model: bytes | str) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def showing(model: ModelProto, values: Iterable[str]) -> ModelProto:
+    """A copy of the model that gives these float values as well, behind its own outputs."""
+    shown = ModelProto()
+    shown.CopyFrom(model)
+    known = {each.name for each in model.graph.output}
+    for name in dict.fromkeys(values):
+        if name not in known:
+            shown.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return shown
 
 
 def graph_of(model: ModelProto, schema: Schema, example: tuple[Tensor, ...]) -> Graph:
