@@ -1,8 +1,8 @@
 """Ranges of an ONNX file's activations by the methods that torch programs have, for ONNX Runtime's quantizer.
 
 Its own calibrators other than min-max are of no use here: they keep every activation of every call in memory (or, in
-steps, histograms that grow with the ratio of the ranges of two calls), their entropy starts with as many bins as
-integers, so that it has nothing to choose from, and their distribution is for 8-bit floats.
+steps, histograms that grow with the ratio of the ranges of two calls), their entropy has as many bins as integers to
+begin with, and so nothing to choose from, and their distribution is for 8-bit floats.
 """
 
 from collections.abc import Callable, Collection, Sequence

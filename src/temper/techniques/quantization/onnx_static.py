@@ -51,7 +51,7 @@ class OnnxStaticQuantization(Technique):
 
     ranges: str = knob(
         "minmax",
-        among=("minmax", "percentile", "mse", "entropy"),
+        among=("minmax", "percentile", "mse"),
         help="how the range of an activation is taken from its values",
         free=True,
     )
