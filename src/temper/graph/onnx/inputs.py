@@ -49,7 +49,7 @@ def input_port(value: ValueInfoProto, spec: TensorSpec, batch: int) -> Port:
     """How an input is fed. Raises: DataError if the data's shape or dtype does not fit it."""
     dtype, sizes = _dtype(value), declared(value)
     known = value.type.tensor_type.HasField("shape")
-    axis = batch_axis(sizes, spec.shape[1:], batch) if known else 0
+    axis = batch_axis(sizes, spec.shape[1:], batch, _called_batch(value)) if known else 0
     if known and axis is not None and spec.length_axis is not None:
         _check_open(value, [*sizes[:axis], *sizes[axis + 1 :]][spec.length_axis - 1], spec)
     if axis is None or (dtype != spec.dtype and not (dtype in FLOATS and spec.dtype == "float32")):
@@ -71,12 +71,14 @@ def _check_open(value: ValueInfoProto, size: int | None, spec: TensorSpec) -> No
         )
 
 
-def batch_axis(sizes: Sequence[int | None], example: Sequence[int | str | None], batch: int) -> int | None:
+def batch_axis(
+    sizes: Sequence[int | None], example: Sequence[int | str | None], batch: int, called: int | None = None
+) -> int | None:
     """The axis of an input that counts the examples, so that the others fit an example's own shape; None if none does.
 
-    Where several do, one whose size is open comes before one of the batch's size, and that before any other. A dynamic
-    length fits any size, so that who asks can say that it is fixed; the first axis then counts the examples, unless
-    that makes the length one of 1.
+    Where several do, the one that the file calls so comes first (recurrent models often count steps before examples),
+    then one whose size is open, then one of the batch's size. A dynamic length fits any size, so that who asks can say
+    that it is fixed; the first axis then counts the examples, unless that makes the length one of 1.
     """
     others = {axis: (*sizes[:axis], *sizes[axis + 1 :]) for axis in range(len(sizes))}
     fitting = [
@@ -87,8 +89,16 @@ def batch_axis(sizes: Sequence[int | None], example: Sequence[int | str | None],
     ]
     if LENGTH in example:
         place = example.index(LENGTH)
-        return min(fitting, key=lambda axis: (others[axis][place] == 1, axis), default=None)
-    return min(fitting, key=lambda axis: (sizes[axis] is not None, sizes[axis] != batch, axis), default=None)
+        return min(fitting, key=lambda axis: (axis != called, others[axis][place] == 1, axis), default=None)
+    return min(
+        fitting, key=lambda axis: (axis != called, sizes[axis] is not None, sizes[axis] != batch, axis), default=None
+    )
+
+
+def _called_batch(value: ValueInfoProto) -> int | None:
+    """The axis whose open size the file calls a batch, if it does."""
+    names = [each.dim_param.lower() for each in value.type.tensor_type.shape.dim]
+    return next((axis for axis, name in enumerate(names) if "batch" in name), None)
 
 
 def declared_batch(value: ValueInfoProto, port: Port) -> int | None:

@@ -14,17 +14,19 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect, TrialError
 from temper.core.graph import Graph
 from temper.core.runtime import Runtime
+from temper.core.schema import Schema, TensorSpec
 from temper.core.technique import Technique, applied
 from temper.graph.facts import has_quantizers
 from temper.graph.onnx.facts import control_flow, float_products
 from temper.graph.onnx.folding import prepared
-from temper.graph.onnx.program import onnx_model, with_model
+from temper.graph.onnx.program import graph_of, onnx_model, with_model
 from temper.hardware.detect import this_host
 from temper.techniques.fusion.batch_norm import BatchNormFusion
 from temper.techniques.fusion.onnx_constants import OnnxConstantFolding
 from temper.techniques.quantization._onnx import behind_products, calibration_feeds, saturates
 from temper.techniques.quantization._onnx_ranges import activation_ranges
 from temper.techniques.quantization.onnx_dynamic import OnnxDynamicQuantization
+from temper.techniques.quantization.onnx_nncf import OnnxNncfQuantization
 from temper.techniques.quantization.onnx_static import OnnxStaticQuantization, _quantized, most_sensitive
 from temper.testing.graphs import Example
 from temper.testing.onnx_files import onnx_examples
@@ -199,6 +201,69 @@ def test_onnx_techniques_refuse_torch_programs_and_quantized_files() -> None:
     assert has_quantizers.holds(after, context)
     with pytest.raises(TrialError, match="float weights"):
         applied(OnnxStaticQuantization(), after, context)
+
+
+@pytest.fixture(scope="module")
+def texts() -> tuple[Graph, Context]:
+    """A recurrent file of dynamic length, and calibration inputs of lengths 3 to 8: tokens, and behind them lengths."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 9, 24)
+    tokens = np.where(np.arange(8) < lengths[:, None], rng.integers(1, 9, (24, 8)), 0)
+    model: ModelProto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        texts (int64[batch, length] tokens) => (float[batch, length, 4] logits)
+        {
+            embedded = Gather (table, tokens)
+            wide = MatMul (embedded, first)
+            hidden = Relu (wide)
+            along = Constant <value = int64 {1}> ()
+            sums = CumSum (hidden, along)
+            logits = MatMul (sums, second)
+        }
+    """)
+    for name, shape in {"table": (9, 12), "first": (12, 16), "second": (16, 4)}.items():
+        values = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    schema = Schema(
+        inputs=(TensorSpec(name="tokens", shape=(None, "length"), dtype="int64"),),
+        outputs=(TensorSpec(name="logits", shape=(None, "length", 4), dtype="float32"),),
+        nesting="tensor",
+    )
+    _, context = example("products")
+    graph = graph_of(model, schema, (torch.from_numpy(tokens[:2, :3]),))
+    return graph, replace(context, calibration=(tokens, lengths))
+
+
+def test_calibration_calls_have_one_length_each(texts: tuple[Graph, Context]) -> None:
+    graph, context = texts
+    assert context.calibration is not None
+    tokens, lengths = context.calibration
+    calls = [each["tokens"] for each in calibration_feeds(graph, context)]
+    assert [each.shape for each in calls] == [(1, length) for length in lengths]
+    assert all((call[0] == row[: call.shape[1]]).all() for call, row in zip(calls, tokens))
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [
+        OnnxStaticQuantization(),
+        OnnxStaticQuantization(ranges="mse"),
+        OnnxStaticQuantization(float_layers=1),
+        OnnxDynamicQuantization(),
+        OnnxNncfQuantization(),
+    ],
+    ids=str,
+)
+def test_techniques_leave_the_length_dynamic(technique: Technique, texts: tuple[Graph, Context]) -> None:
+    graph, context = texts
+    if isinstance(technique, OnnxNncfQuantization):
+        pytest.importorskip("nncf")
+    after = applied(technique, graph, context)
+    for batch, length in ((1, 1), (2, 5), (3, 8)):
+        tokens = torch.from_numpy(np.random.default_rng(length).integers(1, 9, (batch, length)))
+        (exact,), (found,) = graph(tokens), after(tokens)
+        assert found.shape == (batch, length, 4)
+        assert (found - exact).square().mean() < 0.01 * exact.square().mean()
 
 
 def test_weights_are_narrow_only_where_sums_saturate() -> None:
