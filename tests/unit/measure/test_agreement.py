@@ -47,6 +47,8 @@ def test_padding_is_no_variation() -> None:
     part = lengths > 3
     assert agreement(constant[part], exact[part]).mean() < 0.1
     assert scores(resolve("agreement"), constant, None, exact).mean() == pytest.approx(0, abs=1e-4)
+    cosine = resolve("cosine")
+    assert (scores(cosine, constant, None, exact) == scores(cosine, constant, None, exact.data)).all()
     integers = np.ma.masked_array(np.array([[1, 2], [3, 0]]), [[False, False], [False, True]])
     assert agreement(np.array([[1, 0], [3, 0]]), integers).tolist() == [0, 1]
 
