@@ -9,7 +9,7 @@
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #
 # Tests run in two processes of one thread each. A file stays in one of them, so that what its tests share is made once,
-# and files are begun in the order of their folders, in which the longest come first.
+# and files are begun in the order of their folders.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -52,7 +52,7 @@ $(VENV)/.for-demo: pyproject.toml | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.for-development: pyproject.toml | $(VENV)/.torch
-	@echo "Installing temper and its development tools, about two minutes"
+	@echo "Installing temper and its development tools, some minutes"
 	@$(PIP) install --quiet --editable '.[openvino,executorch,nncf,torchmetrics,dev]'
 	@touch $@ $(VENV)/.for-demo
 
