@@ -7,6 +7,9 @@
 # without an NVIDIA GPU, take the small build:
 #
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#
+# Tests run in two processes of one thread each. A file stays in one of them, so that what its tests share is made once,
+# and files are begun in the order of their folders.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -24,7 +27,7 @@ demo: $(VENV)/.for-demo
 
 test: $(VENV)/.for-development
 	@echo "Tests"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.for-development
 	@echo "Lint"
@@ -49,8 +52,8 @@ $(VENV)/.for-demo: pyproject.toml | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.for-development: pyproject.toml | $(VENV)/.torch
-	@echo "Installing temper and its development tools, about a minute"
-	@$(PIP) install --quiet --editable '.[openvino,torchmetrics,dev]'
+	@echo "Installing temper and its development tools, some minutes"
+	@$(PIP) install --quiet --editable '.[openvino,executorch,nncf,torchmetrics,dev]'
 	@touch $@ $(VENV)/.for-demo
 
 $(VENV)/.torch: | $(BIN)/python

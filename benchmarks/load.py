@@ -3,8 +3,10 @@
     python benchmarks/load.py FOLDER [--rate R] [--seconds S] [--out benchmarks/load.md]
 
 Both offer the same load to one instance of the artifact, batch 1, one thread, in turn and three times each. LoadGen
-runs its Server scenario (Poisson arrivals), SingleStream and Offline; temper a window of Poisson arrivals, its loop of
-calls and its window of saturation. Needs the extra `bench`.
+runs its scenarios Server (Poisson arrivals), SingleStream, MultiStream (eight samples at once, and the next eight when
+the last one is answered) and Offline; temper a window of Poisson arrivals, its loop of calls, the same loop with eight
+calls taken together and its window of saturation. Each window lasts `--seconds`, by default a minute, so that all of
+it takes about half an hour, on a machine that should do nothing else. Needs the extra `bench`.
 """
 
 import argparse
@@ -24,23 +26,28 @@ from temper.core.artifact import Artifact, example_inputs, located
 from temper.core.goal import Conditions
 from temper.hardware.cores import lease
 from temper.measure.child import serve
-from temper.measure.load import Service, served
+from temper.measure.load import Served, Service, served
 from temper.measure.loaded import loaded
 from temper.measure.worker import Worker
 
 MEMORY = 1 << 34
 REPEATS = 3
+SLACK = 10.0
+"""How many times as long as its window a scenario may take."""
 BUSY = 0.6
 """Without --rate, the share of the capacity that is offered."""
-OFFLINE_SAMPLES = 20_000
-PERCENTILES = {"Server": (50, 90, 99), "SingleStream": (50, 90), "Offline": ()}
+PROBED = 20_000
+"""Requests at most that show the capacity."""
+STREAMS = 8
+"""Samples in a query of MultiStream."""
+PERCENTILES = {"Server": (50, 90, 99), "SingleStream": (50, 90), "MultiStream": (50, 90, 99), "Offline": ()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rate", type=float, default=0.0)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
@@ -51,6 +58,10 @@ def main() -> None:
         f"LoadGen and temper on `{Artifact.open(options.folder).recipe['runtime']['name']}` at {rate:.0f} requests/s"
     )
     text = [header(title, f"python benchmarks/load.py FOLDER --rate {rate:.0f} --seconds {options.seconds:g}")]
+    text.append(
+        f"A query of MultiStream is {STREAMS} samples at once and answered when the last of them is; for temper, it "
+        f"is the sum of {STREAMS} calls in a row. Percentiles are those of queries."
+    )
     text.append(markdown(("figure", "LoadGen (three runs)", "temper (three runs)", "temper / LoadGen"), rows))
     options.out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print(options.out.read_text())
@@ -65,23 +76,43 @@ def _measured(folder: Path, rate: float, seconds: float, scratch: Path) -> tuple
         calls = loaded(located(folder), (), Conditions(), log=log, memory_bytes=MEMORY, cores=cores)
         with loadgen, calls, served(folder, Service(), cores=cores, log=log, memory_bytes=MEMORY) as own:
             loadgen.call("load", time_s=120, folder=str(folder))
-            capacity = own.saturate(2.0, OFFLINE_SAMPLES).throughput
+            capacity = own.saturate(2.0, PROBED).throughput
             rate = rate or BUSY * capacity
             for seed in range(REPEATS):
                 place = scratch / str(seed)
-                window = own.offer(rate, seconds, seed)
-                single = calls.call("block", time_s=600, calls=int(seconds * capacity))["seconds"]
-                offline = own.saturate(seconds, OFFLINE_SAMPLES)
-                mine = {
-                    **{f"Server, p{share} ms": window.percentile(share) * 1e3 for share in (50, 90, 99)},
-                    **{f"SingleStream, p{share} ms": float(np.percentile(single, share)) * 1e3 for share in (50, 90)},
-                    "Offline, samples/s": offline.throughput,
-                }
-                other = loadgen.call("test", time_s=600, folder=str(place), rate=rate, seconds=seconds, seed=seed)
+                mine = _own(own, calls, rate, capacity, seconds, seed)
+                other = loadgen.call(
+                    "test",
+                    time_s=SLACK * len(PERCENTILES) * seconds,
+                    folder=str(place),
+                    rate=rate,
+                    capacity=capacity,
+                    seconds=seconds,
+                    seed=seed,
+                )
                 for name in mine:
                     ours.setdefault(name, []).append(mine[name])
                     theirs.setdefault(name, []).append(other[name])
     return rate, ours, theirs
+
+
+def _own(own: Served, calls: Worker, rate: float, capacity: float, seconds: float, seed: int) -> dict[str, float]:
+    """What temper measures in each scenario, in LoadGen's words."""
+    window = own.offer(rate, seconds, seed)
+    queries = int(seconds * capacity / STREAMS)
+    single, several = (
+        np.asarray(calls.call("block", time_s=SLACK * seconds, calls=STREAMS * queries)["seconds"]) for _ in range(2)
+    )
+    offline = own.saturate(seconds, int(seconds * capacity))
+    # One instance answers the samples of a query in turn.
+    streams = several.reshape(queries, STREAMS).sum(axis=1)
+    latencies = {"Server": window.latencies, "SingleStream": single, "MultiStream": streams}
+    found = {
+        f"{scenario}, p{share} ms": float(np.percentile(latencies[scenario], share, method="higher")) * 1e3
+        for scenario, shares in PERCENTILES.items()
+        for share in shares
+    }
+    return {**found, "Offline, samples/s": offline.throughput}
 
 
 def _row(name: str, ours: list[float], theirs: list[float]) -> tuple[str, ...]:
@@ -98,30 +129,22 @@ class SystemUnderTest:
         for _ in range(20):
             self.model(*self.inputs)
 
-    def test(self, folder: str, rate: float, seconds: float, seed: int) -> dict[str, float]:
-        """What LoadGen's own summaries say of the three scenarios."""
+    def test(self, folder: str, rate: float, capacity: float, seconds: float, seed: int) -> dict[str, float]:
+        """What LoadGen's own summaries say of the scenarios."""
         found = {}
         for scenario, percentiles in PERCENTILES.items():
             place = Path(folder) / scenario
             place.mkdir(parents=True)
-            summary = self._run(scenario, place, rate, seconds, seed)
+            summary = self._run(place, _settings(scenario, rate, capacity, seconds, seed))
             for share in percentiles:
                 found[f"{scenario}, p{share} ms"] = _number(f"{share}.00 percentile latency (ns)", summary) / 1e6
             if not percentiles:
                 found[f"{scenario}, samples/s"] = _number("Samples per second", summary)
         return found
 
-    def _run(self, scenario: str, place: Path, rate: float, seconds: float, seed: int) -> str:
+    def _run(self, place: Path, settings: Any) -> str:
         import mlperf_loadgen as loadgen
 
-        settings = loadgen.TestSettings()
-        settings.scenario = getattr(loadgen.TestScenario, scenario)
-        settings.mode = loadgen.TestMode.PerformanceOnly
-        settings.min_duration_ms = settings.max_duration_ms = int(seconds * 1e3)
-        settings.min_query_count = 1
-        settings.server_target_qps = rate
-        settings.offline_expected_qps = OFFLINE_SAMPLES / seconds
-        settings.schedule_rng_seed = seed + 1
         logs = loadgen.LogSettings()
         logs.log_output.outdir = str(place)
         queue: SimpleQueue[Any] = SimpleQueue()
@@ -143,6 +166,24 @@ class SystemUnderTest:
             for query in queries:
                 self.model(*self.inputs)
                 loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query.id, 0, 0)])
+
+
+def _settings(scenario: str, rate: float, capacity: float, seconds: float, seed: int) -> Any:
+    """LoadGen's settings: it prepares as many queries as an artifact of this capacity answers in the window."""
+    import mlperf_loadgen as loadgen
+
+    settings = loadgen.TestSettings()
+    settings.scenario = getattr(loadgen.TestScenario, scenario)
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms = settings.max_duration_ms = int(seconds * 1e3)
+    settings.min_query_count = 1
+    settings.server_target_qps = rate
+    settings.single_stream_expected_latency_ns = int(1e9 / capacity)
+    settings.multi_stream_samples_per_query = STREAMS
+    settings.multi_stream_expected_latency_ns = int(STREAMS * 1e9 / capacity)
+    settings.offline_expected_qps = capacity
+    settings.schedule_rng_seed = seed + 1
+    return settings
 
 
 def _number(line: str, summary: str) -> float:

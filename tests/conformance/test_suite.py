@@ -200,9 +200,28 @@ class Bold(Repeating):
         return Recipe(techniques=tuple(each() for each in space.techniques[:1]), runtime=space.runtimes[0]())
 
 
+class Blind(Repeating):
+    """Every runtime at every value of its knobs, whether its float type is fast on the target or not."""
+
+    def propose(self, space: Space, history: Sequence[Trial]) -> Recipe | None:
+        every = [each for runtime in space.runtimes for each in plugs.variants(runtime)]
+        recipes = {Recipe(runtime=each).key: Recipe(runtime=each) for each in every}
+        return next((each for key, each in recipes.items() if all(key != trial.recipe.key for trial in history)), None)
+
+
 @pytest.mark.parametrize(
     ("search", "message"),
-    [*zip([Repeating, *dataclassed(Forgetful, Bold)], ["again, which was", "crashed after 1 trials", "begins with"])],
+    [
+        *zip(
+            [Repeating, *dataclassed(Forgetful, Bold, Blind)],
+            [
+                "again, which was",
+                "crashed after 1 trials",
+                "begins with",
+                "computes in bfloat16, a type that is not fast",
+            ],
+        )
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_an_unsound_search_is_told(search: type[Search], message: str) -> None:

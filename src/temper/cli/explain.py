@@ -37,9 +37,12 @@ def command(
     inside = sum(kernel.seconds for kernel in explanation.kernels)
     told = f"; its {len(explanation.kernels)} operators take {inside * 1e3:.3f} ms while they are profiled"
     screen.print(f"one call takes {explanation.call_s * 1e3:.3f} ms{told if explanation.kernels else ''}\n")
-    if not explanation.kernels:
-        screen.print("the runtime tells nothing of its operators: there are no shares of the time\n")
-    screen.print(_layers(explanation) if explanation.layers else _kernels(explanation.kernels))
+    if explanation.untimed:
+        screen.print(f"no shares of the time: {escape(explanation.untimed)}\n")
+    if explanation.layers:
+        screen.print(_layers(explanation))
+    elif explanation.kernels:
+        screen.print(_kernels(explanation.kernels))
     for each in explanation.advice:
         screen.print(f"\n[bold]{each.hurts}, {each.share:.0%}[/bold] {escape(each.what)}")
         screen.print(f"  {escape(each.remedy)}")

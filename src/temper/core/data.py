@@ -1,10 +1,13 @@
 """Data: what the author of a task gives, and the disjoint parts that it becomes."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from temper.core.errors import DataError
-from temper.core.lengths import cut
+from temper.core.lengths import at_length, cut
 from temper.core.schema import LENGTH, Array, TensorSpec
 
 Source = Any
@@ -114,12 +117,28 @@ class Examples:
             lengths=None if self.lengths is None else self.lengths[indices],
         )
 
+    def ordered(self, names: Sequence[str]) -> "Examples":
+        """The examples with their inputs under these names and in this order; those given without names have it."""
+        given = tuple(self.names or names)
+        places = [given.index(name) for name in names]
+        return replace(
+            self,
+            inputs=tuple(self.inputs[place] for place in places),
+            names=tuple(names),
+            axes=tuple(self.axes[place] for place in places) if self.axes else (),
+        )
+
     def inputs_at(self, indices: Indices) -> tuple[Array, ...]:
         """The inputs of the examples at these positions, which have one length, cut to it."""
         if self.lengths is None:
             return tuple(array[indices] for array in self.inputs)
         length = int(self.lengths[indices[0]])
         return tuple(cut(array, axis, length)[indices] for array, axis in zip(self.inputs, self.length_axes))
+
+    def at_length(self, indices: Indices, length: int) -> tuple[Array, ...]:
+        """The inputs of the examples at these positions as one batch, each cut or repeated to that length."""
+        singles = [self.inputs_at(np.array([index])) for index in indices]
+        return at_length(singles, self.length_axes, length)
 
 
 def _sizes(array: Array, axis: int | None) -> tuple[int | str, ...]:

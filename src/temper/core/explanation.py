@@ -69,12 +69,16 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Everything that is known of an artifact: `call_s` is a whole call, the kernels what it is made of."""
+    """Everything that is known of an artifact: `call_s` is a whole call, the kernels what it is made of.
+
+    Without kernels, `untimed` says why and what to do.
+    """
 
     call_s: float
     kernels: tuple[Kernel, ...]
     layers: tuple[Layer, ...]
     advice: tuple[Advice, ...] = ()
+    untimed: str = ""
 
     def others(self) -> dict[str, list[Kernel]]:
         """The kernels that compute no layer, by operator, the slowest operator first."""
@@ -95,6 +99,7 @@ class Explanation:
             kernels=tuple(Kernel(**{**each, "covers": tuple(each["covers"])}) for each in fields["kernels"]),
             layers=tuple(layer_from_json(each) for each in fields["layers"]),
             advice=tuple(Advice(**each) for each in fields["advice"]),
+            untimed=fields.get("untimed", ""),
         )
 
 

@@ -14,6 +14,9 @@ Positions = NDArray[np.int64]
 IGNORED = -100
 """What per-token targets are padded with, and what metrics do not count (as `torch.nn.functional.cross_entropy`)."""
 
+LEAST_PROBE = 2
+"""The least length that `torch.export` does not take for a constant."""
+
 
 def groups(lengths: Array | None, count: int, batch: int) -> Iterator[Positions]:
     """The positions 0..count in groups of at most `batch` that have one length each: `lengths` (count,), or None.
@@ -27,6 +30,14 @@ def groups(lengths: Array | None, count: int, batch: int) -> Iterator[Positions]
             yield order[start : min(start + batch, stop)]
 
 
+def probing(lengths: Array, measured: int | None) -> list[int]:
+    """The lengths that a model must follow: a middling one, then the shortest, the longest and that to be measured."""
+    order = np.sort(lengths)
+    middle = max(LEAST_PROBE, int(order[len(order) // 2]))
+    ends = {int(order[0]), int(order[-1])} | ({measured} if measured else set())
+    return [middle, *sorted(ends - {middle})]
+
+
 def cut(array: Array, axis: int | None, length: int) -> Array:
     """The array (examples, ...) without what lies behind that length on the axis: padding, unless axis is None."""
     return array if axis is None else array[(slice(None),) * axis + (slice(length),)]
@@ -35,6 +46,14 @@ def cut(array: Array, axis: int | None, length: int) -> Array:
 def stretched(array: Array, axis: int | None, length: int) -> Array:
     """The array cut along the axis, or repeated, until it is exactly that long; as it is where axis is None."""
     return array if axis is None else np.take(array, np.arange(length) % array.shape[axis], axis=axis)
+
+
+def at_length(singles: Sequence[Sequence[Array]], axes: Sequence[int | None], length: int) -> tuple[Array, ...]:
+    """Examples, each the inputs of one, (1, ...), as one batch in which all are cut or repeated to that length."""
+    return tuple(
+        np.ascontiguousarray(np.concatenate([stretched(array, axis, length) for array in column]))
+        for column, axis in zip(zip(*singles), axes)
+    )
 
 
 def separated(schema: Schema, arrays: Sequence[Array]) -> tuple[tuple[Array, ...], Array | None]:
@@ -67,11 +86,29 @@ def gathered(positions: Sequence[Positions], chunks: Sequence[Sequence[Array]]) 
 
     Where groups differ in the size of an axis, what is shorter is padded with zeros.
     """
+    return tuple(_placed(places, parts) for places, parts in _columns(positions, chunks))
+
+
+def masked(positions: Sequence[Positions], chunks: Sequence[Sequence[Array]]) -> tuple[Array, ...]:
+    """The same, in which padding, where there is any, is masked (`numpy.ma`): it counts in no sum and no mean."""
+    whole = []
+    for places, parts in _columns(positions, chunks):
+        there = _placed(places, [np.ones(part.shape, bool) for part in parts])
+        values = _placed(places, parts)
+        whole.append(values if there.all() else np.ma.masked_array(values, ~there))
+    return tuple(whole)
+
+
+def _columns(
+    positions: Sequence[Positions], chunks: Sequence[Sequence[Array]]
+) -> Iterator[tuple[list[Positions], tuple[Array, ...]]]:
+    """For each output, where the rows of its parts belong, and the parts."""
     rows = np.concatenate(positions)
     rank = np.empty(len(rows), dtype=np.int64)
     rank[np.argsort(rows, kind="stable")] = np.arange(len(rows))
     places = np.split(rank, np.cumsum([len(each) for each in positions])[:-1])
-    return tuple(_placed(places, parts) for parts in zip(*chunks, strict=True))
+    for parts in zip(*chunks, strict=True):
+        yield places, parts
 
 
 def _placed(places: Sequence[Positions], parts: Sequence[Array]) -> Array:

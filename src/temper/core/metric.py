@@ -18,7 +18,8 @@ class Metric:
 
     `score(outputs, reference)` returns one number an example, (n,), where `per_example` is true, a single number for
     the whole set where it is false, and either where it is None: nobody has called it yet. `outputs` nest as the
-    original model's do. `unit` is that of the score, `1` for ratios.
+    original model's do; where examples differ in length, outputs are padded with zeros, and in the original's own
+    outputs as the reference that padding is masked (`numpy.ma`). `unit` is that of the score, `1` for ratios.
 
     Where `pooled` is true, `score` returns (n, 2), for each example a sum of losses in nats and how many there were
     (tokens, bytes). The score of a set is exp(all losses / their number), a perplexity, of which lower is better; its

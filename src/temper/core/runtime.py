@@ -31,7 +31,7 @@ class Runtime(Plug):
     `compiles` takes a compiler's time for every graph, so a search turns to it after the others; one that is
     `on_request` (it needs trust, or is meant for other machines) is only used where the caller names it. One whose
     artifacts are `native` code loads them only for those who trust whoever made them. One that `reads_onnx` exports the
-    graph of an ONNX file too.
+    graph of an ONNX file too. `untimed` says why there are no times where `profile` gives none, and what to do.
     """
 
     folder: ClassVar[str] = "temper.runtimes"
@@ -43,6 +43,7 @@ class Runtime(Plug):
     native: ClassVar[bool] = False
     needs_torch: ClassVar[bool] = False
     reads_onnx: ClassVar[bool] = False
+    untimed: ClassVar[str] = "the runtime keeps no times of its operators"
 
     @abstractmethod
     def export(self, graph: Graph, folder: Path) -> None:

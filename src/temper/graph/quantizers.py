@@ -64,19 +64,24 @@ def dynamic_quantize(x: Tensor, group: int | None) -> Tensor:
     With a `group`, so many neighbours along the last dimension share a symmetric scale, -127..127; without, the whole
     tensor has one grid of 0..255 that reaches from its least to its greatest value, with zero on it.
     """
+    scale = dynamic_scale(x, group)
     if group is None:
-        low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
-        scale = _nonzero((high - low) / 255)
-        offset = torch.clamp(torch.round(-low / scale), 0, 255)
+        offset = torch.clamp(torch.round(-x.amin().clamp_max(0) / scale), 0, 255)
         return (torch.clamp(torch.round(x / scale) + offset, 0, 255) - offset) * scale
     groups = x.reshape(*x.shape[:-1], -1, group)
-    scale = _nonzero(groups.abs().amax(-1, keepdim=True) / 127)
     return (torch.round(groups / scale) * scale).flatten(-2)
 
 
 @dynamic_quantize.register_fake
 def _(x: Tensor, group: int | None) -> Tensor:
     return torch.empty_like(x)
+
+
+def dynamic_scale(x: Tensor, group: int | None) -> Tensor:
+    """The scales that `dynamic_quantize` takes from x: a scalar, or one for each group (..., groups, 1)."""
+    if group is None:
+        return _nonzero((x.amax().clamp_min(0) - x.amin().clamp_max(0)) / 255)
+    return _nonzero(x.reshape(*x.shape[:-1], -1, group).abs().amax(-1, keepdim=True) / 127)
 
 
 def _nonzero(scale: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
-"""What quantizers do to a graph, layer by layer: the error of each tensor, and what it costs at the outputs."""
+"""What quantizers do to a graph, layer by layer: the error of each tensor, and what it costs at the outputs.
+
+Quantizers that take their grid from the values of a call do so here too, from calibration inputs.
+"""
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +18,7 @@ from temper.core.graph import Graph
 from temper.core.schema import Array
 from temper.graph.cost import cost
 from temper.graph.facts import weighted_layers
-from temper.graph.quantizers import is_quantizer
+from temper.graph.quantizers import dynamic_scale, is_dynamic_quantizer, is_quantizer
 from temper.graph.surgery import tensor_of
 
 Inputs = Sequence[tuple[Tensor, ...]]
@@ -31,7 +35,8 @@ def sensitivities(graph: Graph, inputs: Inputs) -> dict[str, float]:
     power = sum(float((output**2).sum()) for output in exact)
     changed = {}
     for layer in weighted_layers(graph):
-        active: set[object] = {argument for argument in layer.args if is_quantizer(argument)}
+        active: set[object] = {argument for argument in layer.args if _rounds(argument)}
+        # What is rounded at run time behind a layer is rounded for the layers that read it.
         active |= {user for user in layer.users if is_quantizer(user)}
         outputs = _outputs(graph, inputs, active)
         errors = sum(float(((a - b) ** 2).sum()) for a, b in zip(exact, outputs))
@@ -39,11 +44,16 @@ def sensitivities(graph: Graph, inputs: Inputs) -> dict[str, float]:
     return changed
 
 
-def few(graph: Graph, calibration: tuple[Array, ...], time_s: float) -> list[tuple[Tensor, ...]]:
-    """The first calibration inputs, in batches: so many that every layer's sensitivity is measured within the time."""
+def few(graph: Graph, calibration: tuple[Array, ...], time_s: float, batch: int = BATCH) -> list[tuple[Tensor, ...]]:
+    """The first calibration inputs, in batches: so many that every layer's sensitivity is measured within the time.
+
+    Where a grid is taken from a whole call, `batch` examples are a call.
+    """
     if not calibration:
         return []
-    size, first = graph.schema.batch or BATCH, [each[:MOST] for each in calibration]
+    spans = any(is_dynamic_quantizer(node) and node.args[1] is None for node in graph.module.graph.nodes)
+    size = graph.schema.batch or (batch if spans else BATCH)
+    first = [each[:MOST] for each in calibration]
     batches = [tuple(map(torch.from_numpy, inputs)) for _, inputs in lengths.batches(graph.schema, first, size)]
     whole = [batch for batch in batches if len(batch[0]) == size or graph.schema.dynamic_length] or batches[:1]
     if not whole:
@@ -61,7 +71,7 @@ def layers_of(graph: Graph, reference: Graph, inputs: Inputs, batch: int) -> tup
     Weights are compared with those of the reference, since rounding and bias correction change the graph's own.
     """
     flops = {each.name: each.flops for each in cost(graph, batch).nodes}
-    quantized = [node for node in graph.module.graph.nodes if is_quantizer(node)]
+    quantized = [node for node in graph.module.graph.nodes if _rounds(node)]
     lost = sensitivities(graph, inputs) if quantized else {}
     seen = _Quantizers(graph, set(quantized))
     with torch.no_grad():
@@ -108,7 +118,7 @@ def _weight(graph: Graph, layer: Node, original: Tensor) -> Quantized | None:
     _, master = weight_of(graph, layer)
     assert callable(quantizer.target)
     rounded = quantizer.target(master, scale, zero_point, *quantizer.args[3:])
-    return _described(original, rounded, scale)
+    return _Sums.of(original, rounded, scale).quantized()
 
 
 class _Selective(Interpreter):
@@ -119,9 +129,56 @@ class _Selective(Interpreter):
         self.active = active
 
     def run_node(self, n: Node) -> object:
-        if is_quantizer(n) and n not in self.active:
+        if _rounds(n) and n not in self.active:
             return self.env[n.args[0]]  # type: ignore[index]
         return super().run_node(n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """What the range and the error of one quantizer come from, over all calls so far."""
+
+    low: float
+    high: float
+    smallest_scale: float
+    largest_scale: float
+    error: float
+    power: float
+    count: int
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor, scale: Tensor) -> Self:
+        return cls(
+            low=float(before.min()),
+            high=float(before.max()),
+            smallest_scale=float(scale.min()),
+            largest_scale=float(scale.max()),
+            error=float(((before - after) ** 2).sum()),
+            power=float((before**2).sum()),
+            count=before.numel(),
+        )
+
+    def __add__(self, other: Self) -> Self:
+        return replace(
+            self,
+            low=min(self.low, other.low),
+            high=max(self.high, other.high),
+            smallest_scale=min(self.smallest_scale, other.smallest_scale),
+            largest_scale=max(self.largest_scale, other.largest_scale),
+            error=self.error + other.error,
+            power=self.power + other.power,
+            count=self.count + other.count,
+        )
+
+    def quantized(self) -> Quantized:
+        return Quantized(
+            low=self.low,
+            high=self.high,
+            smallest_scale=self.smallest_scale,
+            largest_scale=self.largest_scale,
+            error=self.error / self.count,
+            relative_error=self.error / max(self.power, 1e-30),
+        )
 
 
 class _Quantizers(Interpreter):
@@ -130,49 +187,32 @@ class _Quantizers(Interpreter):
     def __init__(self, graph: Graph, wanted: set[Node]) -> None:
         super().__init__(graph.module)
         self._graph, self._wanted = graph, wanted
-        self._sums: dict[Node, tuple[float, float, float, float, int]] = {}
+        self._sums: dict[Node, _Sums] = {}
 
     def run_node(self, n: Node) -> Any:
         after = super().run_node(n)
         if n in self._wanted and isinstance(n.args[0], Node):
             before = self.env[n.args[0]]
             assert isinstance(before, Tensor)
-            low, high, error, power, count = self._sums.get(n, (torch.inf, -torch.inf, 0.0, 0.0, 0))
-            self._sums[n] = (
-                min(low, float(before.min())),
-                max(high, float(before.max())),
-                error + float(((before - after) ** 2).sum()),
-                power + float((before**2).sum()),
-                count + before.numel(),
-            )
+            sums = _Sums.of(before, after, self._scale(n, before))
+            self._sums[n] = self._sums[n] + sums if n in self._sums else sums
         return after
 
     def quantized(self, node: object) -> Quantized | None:
-        if not isinstance(node, Node) or node not in self._sums:
-            return None
-        low, high, error, power, count = self._sums[node]
-        scale = tensor_of(self._graph.module, node.args[1])
+        return self._sums[node].quantized() if isinstance(node, Node) and node in self._sums else None
+
+    def _scale(self, quantizer: Node, values: Tensor) -> Tensor:
+        if is_dynamic_quantizer(quantizer):
+            group = quantizer.args[1]
+            assert group is None or isinstance(group, int)
+            return dynamic_scale(values, group)
+        scale = tensor_of(self._graph.module, quantizer.args[1])
         assert scale is not None
-        return Quantized(
-            low=low,
-            high=high,
-            smallest_scale=float(scale.min()),
-            largest_scale=float(scale.max()),
-            error=error / count,
-            relative_error=error / max(power, 1e-30),
-        )
+        return scale
 
 
-def _described(before: Tensor, after: Tensor, scale: Tensor) -> Quantized:
-    error = float(((before - after) ** 2).mean())
-    return Quantized(
-        low=float(before.min()),
-        high=float(before.max()),
-        smallest_scale=float(scale.min()),
-        largest_scale=float(scale.max()),
-        error=error,
-        relative_error=error / max(float((before**2).mean()), 1e-30),
-    )
+def _rounds(node: object) -> bool:
+    return is_quantizer(node) or is_dynamic_quantizer(node)
 
 
 def _outputs(graph: Graph, inputs: Iterable[tuple[Tensor, ...]], active: set[object]) -> list[Tensor]:

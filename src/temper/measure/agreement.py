@@ -4,7 +4,8 @@ For each output, 1 - |y - y'|^2 / mean |y - mean(y)|^2: the coefficient of deter
 is 1 for equal outputs and 0 for answering always the original's mean. A cosine would hide the same errors wherever an
 output hardly varies beside its mean (boxes, probabilities of a frequent class) or is a single number. Outputs weigh
 alike, whatever their size and scale; one that holds integers, or is the same for every example, counts the examples
-for which it is equal.
+for which it is equal. Padding, where examples differ in length, is masked in the original's outputs and counts in no
+mean: zeros beside values of a large mean would look like variation.
 
 Reference: Wright 1921, Correlation and causation (the coefficient of determination).
 """
@@ -30,14 +31,14 @@ def _share(ours: Array, theirs: Array) -> Array:
     if ours.shape != theirs.shape:
         raise MetricError(f"agreement: outputs of shape {ours.shape} cannot be compared with {theirs.shape}")
     ours, theirs = (each.reshape(len(each), -1) for each in (ours, theirs))
-    equal: Array = (ours == theirs).all(axis=1).astype(np.float64)
+    equal = np.ma.filled((ours == theirs).all(axis=1), True).astype(np.float64)
     if theirs.dtype.kind != "f":
         return equal
     theirs = theirs.astype(np.float64)
     variation = ((theirs - theirs.mean(axis=0)) ** 2).sum(axis=1).mean()
     if variation <= CONSTANT * (theirs**2).sum(axis=1).mean():
         return equal
-    share: Array = 1.0 - ((ours - theirs) ** 2).sum(axis=1) / variation
+    share: Array = 1.0 - np.ma.filled(((ours - theirs) ** 2).sum(axis=1), 0.0) / variation
     return share
 
 

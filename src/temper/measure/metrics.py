@@ -315,7 +315,8 @@ def _cosine(outputs: Outputs, original: Outputs) -> Scores:
 
 def _flattened(outputs: Outputs) -> Scores:
     arrays = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple) else (outputs,)
-    return np.concatenate([array.reshape(len(array), -1).astype(np.float64) for array in arrays], axis=1)
+    # Padding is zero on both sides, so that a mask over it changes nothing.
+    return np.concatenate([np.asarray(array).reshape(len(array), -1).astype(np.float64) for array in arrays], axis=1)
 
 
 def _named(name: str, score: Callable[[Outputs, Any], Scores], **facts: Any) -> Metric:

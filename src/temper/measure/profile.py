@@ -13,6 +13,8 @@ from temper.measure.loaded import LOAD_S, loaded
 LONGEST_S = 2.0
 FEWEST, MOST = 10, 300
 """Calls that are profiled: as many as fit into the time, within these bounds."""
+PROFILE_S = 900.0
+"""The longest that profiling may take: a runtime may have to compile the model once more for it."""
 
 
 def profile(
@@ -30,5 +32,5 @@ def profile(
         call_s = float(np.median(worker.call("block", time_s=LOAD_S, calls=FEWEST)["seconds"]))
         calls = int(np.clip(LONGEST_S / call_s, FEWEST, MOST))
         call_s = float(np.median(worker.call("block", time_s=LOAD_S, calls=calls)["seconds"]))
-        kernels = worker.call("profile", time_s=LOAD_S, threads=conditions.threads, calls=calls)
+        kernels = worker.call("profile", time_s=PROFILE_S, threads=conditions.threads, calls=calls)
     return call_s, tuple(Kernel(**{**each, "covers": tuple(each["covers"])}) for each in kernels)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from temper.core.artifact import Artifact, Model, example_inputs
-from temper.core.lengths import Positions, batches, gathered, inputs_at, separated, stretched
+from temper.core.lengths import Positions, at_length, batches, gathered, inputs_at, separated
 from temper.core.schema import Array, Schema
 from temper.measure.child import serve
 
@@ -149,11 +149,7 @@ def _at_length(
 ) -> tuple[Array, ...]:
     """One batch of examples, each cut or repeated to that length."""
     singles = [inputs_at(schema, arrays, lengths, rows[index : index + 1]) for index in range(len(rows))]
-    axes = [spec.length_axis for spec in schema.inputs]
-    return tuple(
-        np.ascontiguousarray(np.concatenate([stretched(array, axis, length) for array in column]))
-        for column, axis in zip(zip(*singles), axes)
-    )
+    return at_length(singles, [spec.length_axis for spec in schema.inputs], length)
 
 
 def main() -> None:

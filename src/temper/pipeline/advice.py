@@ -10,6 +10,8 @@ WORTH_SAYING = 0.05
 WIDTH = 16
 """Output channels that a vector register of 512 bits holds as 32-bit sums: other counts leave lanes idle."""
 CONVERSIONS = ("Reorder", "Convert", "Transpose", "QuantizeLinear", "DequantizeLinear", "FakeQuantize", "ReorderInput")
+BYTES = "bytes"
+"""The precision of a compiled kernel that only moves or converts integers."""
 FEW_LAYERS = 3
 UNEVEN = 4.0
 """A layer is sensitive if it loses this many times the layers' mean."""
@@ -29,7 +31,7 @@ def _islands(kernels: Sequence[Kernel]) -> Iterator[Advice]:
     """Float kernels that stand between integer ones."""
     runs = [(integers, list(run)) for integers, run in groupby(kernels, lambda each: each.precision.startswith("int"))]
     inner = [kernel for integers, run in runs[1:-1] if not integers for kernel in run]
-    inner = [kernel for kernel in inner if kernel.operator not in CONVERSIONS]
+    inner = [kernel for kernel in inner if kernel.operator not in CONVERSIONS and kernel.precision != BYTES]
     if inner:
         share = _share(inner, kernels)
         largest = sorted(inner, key=lambda each: -each.seconds)[:FEW_LAYERS]

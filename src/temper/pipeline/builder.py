@@ -189,7 +189,7 @@ def _layers(
     if model is not None:
         feeds = feeds_of(current.schema, arrays, MOST) if arrays else []
         return layers_of_file(model, prepared(reference), feeds, limit_s)
-    layers = layers_of(current, reference, few(current, arrays, limit_s), batch)
+    layers = layers_of(current, reference, few(current, arrays, limit_s, batch), batch)
     file = folder / ONNX_FILE
     return placed(layers, onnx.load(file, load_external_data=False)) if file.exists() else layers
 

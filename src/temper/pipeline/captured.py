@@ -10,12 +10,12 @@ from temper.core.data import Examples
 from temper.core.errors import CaptureError, UsageError
 from temper.core.goal import Conditions
 from temper.core.graph import Graph
-from temper.core.lengths import Positions, stretched
+from temper.core.lengths import Positions, probing
 from temper.graph.capture import Call, capture
 from temper.pipeline.materialize import call_of
 
 EXAMPLE_BATCH = 2
-"""The least batch, and the least length, that `torch.export` does not take for a constant."""
+"""The least batch that `torch.export` does not take for a constant."""
 
 
 def captured(module: nn.Module, examples: Examples, names: Sequence[str], conditions: Conditions) -> Graph:
@@ -24,14 +24,8 @@ def captured(module: nn.Module, examples: Examples, names: Sequence[str], condit
     Where the examples differ in length, so may the graph's inputs; it follows the module at the shortest and the
     longest of the examples, and at the length that is to be measured.
 
-    Raises: CaptureError; UsageError if the model takes one batch only, and another is to be measured, or a length is
-    to be measured and the examples have none of their own.
+    Raises: CaptureError; UsageError if the model takes one batch only, and another is to be measured.
     """
-    if examples.lengths is None and conditions.length is not None:
-        raise UsageError(
-            f"a length of {conditions.length} is to be measured, and all examples of this task have one shape, "
-            f"{'; '.join(map(str, examples.layout))}: leave the length out, or give examples of their natural lengths"
-        )
 
     def at(batch: int) -> Graph:
         call, *others = _calls(examples, batch, conditions.length)
@@ -55,23 +49,26 @@ def captured(module: nn.Module, examples: Examples, names: Sequence[str], condit
         ) from error
 
 
+def check_length(examples: Examples, length: int | None) -> None:
+    """Raise UsageError if a length is to be measured, and the examples have none of their own."""
+    if examples.lengths is None and length is not None:
+        raise UsageError(
+            f"a length of {length} is to be measured, and all examples of this task have one shape, "
+            f"{'; '.join(map(str, examples.layout))}: leave the length out, or give examples of their natural lengths"
+        )
+
+
 def _calls(examples: Examples, batch: int, length: int | None) -> list[Call]:
     """The call to capture with, at a middling length, and those to check it with."""
     if examples.lengths is None:
         return [call_of(examples, np.arange(batch) % len(examples))]
     order = np.argsort(examples.lengths, kind="stable")
-    middle = int(order[len(order) // 2])
-    lengths = {int(examples.lengths[place]) for place in (order[0], order[-1])} | ({length} if length else set())
-    own = max(EXAMPLE_BATCH, int(examples.lengths[middle]))
-    return [_call_at(examples, np.resize(order, batch), each) for each in (own, *sorted(lengths - {own}))]
+    rows = np.resize(order, batch)
+    return [_call_at(examples, rows, each) for each in probing(examples.lengths, length)]
 
 
 def _call_at(examples: Examples, rows: Positions, length: int) -> Call:
     """A call with these examples, each cut or repeated to that length."""
-    singles = [examples.inputs_at(np.array([row])) for row in rows]
-    inputs = tuple(
-        np.concatenate([stretched(array, axis, length) for array in column])
-        for column, axis in zip(zip(*singles), examples.length_axes)
-    )
+    inputs = examples.at_length(rows, length)
     resized = replace(examples, inputs=inputs, targets=None, lengths=np.full(len(rows), length))
     return call_of(resized, np.arange(len(rows)))

@@ -12,6 +12,7 @@ from temper.core.artifact import Artifact
 from temper.core.explanation import Explanation, Kernel, Layer
 from temper.core.journal import Journal
 from temper.core.recipe import Recipe
+from temper.core.runtime import Runtime
 from temper.measure.profile import profile
 from temper.pipeline.advice import advise
 from temper.pipeline.run_folder import RunFolder
@@ -24,8 +25,7 @@ def explained(workshop: Workshop, recipe: Recipe, folder: Path, part: str) -> Ex
     Raises: TrialError and its kin if the artifact cannot be profiled, or its graph not be made again.
     """
     call_s, kernels = workshop.profile(folder, part)
-    layers = _timed(workshop.layers(recipe, folder), kernels)
-    return Explanation(call_s=call_s, kernels=kernels, layers=layers, advice=advise(call_s, kernels, layers))
+    return _explanation(recipe.runtime, call_s, kernels, timed(workshop.layers(recipe, folder), kernels))
 
 
 def explain(folder: Path, *, trust: bool = False) -> Explanation:
@@ -44,7 +44,14 @@ def explain(folder: Path, *, trust: bool = False) -> Explanation:
     with tempfile.TemporaryDirectory(prefix="temper-explain-") as scratch:
         log = Path(scratch) / "log"
         call_s, kernels = profile(artifact.folder, (), artifact.conditions, log=log, memory_bytes=memory)
-    return Explanation(call_s=call_s, kernels=kernels, layers=(), advice=advise(call_s, kernels, ()))
+    return _explanation(artifact.runtime, call_s, kernels, ())
+
+
+def _explanation(
+    runtime: Runtime, call_s: float, kernels: tuple[Kernel, ...], layers: tuple[Layer, ...]
+) -> Explanation:
+    advice, untimed = advise(call_s, kernels, layers), "" if kernels else runtime.untimed
+    return Explanation(call_s=call_s, kernels=kernels, layers=layers, advice=advice, untimed=untimed)
 
 
 def _noted(file: Path) -> Any:
@@ -55,11 +62,20 @@ def _noted(file: Path) -> Any:
         journal.close()
 
 
-def _timed(layers: Sequence[Layer], kernels: Sequence[Kernel]) -> tuple[Layer, ...]:
-    """The layers with the time and the precision of the kernel that computes each."""
-    computing = {name: kernel for kernel in kernels for name in kernel.covers}
-    found = ((layer, computing.get(layer.node)) for layer in layers)
+def timed(layers: Sequence[Layer], kernels: Sequence[Kernel]) -> tuple[Layer, ...]:
+    """The layers with the time of the kernels that compute each, and the precision of the slowest of these.
+
+    The time of a kernel that computes several layers is divided among them by their FLOPs, or else evenly.
+    """
+    shares: dict[str, list[tuple[float, str]]] = {}
+    for kernel in kernels:
+        inside = [layer for layer in layers if layer.node in kernel.covers]
+        flops = [layer.flops or 0 for layer in inside]
+        weights = flops if all(flops) else [1] * len(inside)
+        for layer, weight in zip(inside, weights):
+            shares.setdefault(layer.node, []).append((kernel.seconds * weight / sum(weights), kernel.precision))
+    found = ((layer, shares.get(layer.node)) for layer in layers)
     return tuple(
-        layer if kernel is None else replace(layer, seconds=kernel.seconds, precision=kernel.precision)
-        for layer, kernel in found
+        layer if each is None else replace(layer, seconds=sum(seconds for seconds, _ in each), precision=max(each)[1])
+        for layer, each in found
     )

@@ -77,13 +77,7 @@ def _layout(examples: Examples) -> str:
 def _ordered(examples: Examples, reference: Examples) -> Examples:
     if not (reference.names and examples.names and set(examples.names) == set(reference.names)):
         return examples
-    places = [examples.names.index(name) for name in reference.names]
-    return replace(
-        examples,
-        names=reference.names,
-        inputs=tuple(examples.inputs[place] for place in places),
-        axes=tuple(examples.axes[place] for place in places) if examples.axes else (),
-    )
+    return examples.ordered(reference.names)
 
 
 def _lengthened(examples: Examples, axes: tuple[int | None, ...], part: str) -> Examples:

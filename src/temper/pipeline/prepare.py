@@ -18,12 +18,12 @@ from temper.core.target import Target
 from temper.core.task import OnnxFile, Task
 from temper.graph.capture import own_copy
 from temper.graph.cost import cost
-from temper.graph.onnx.adoption import adopt, in_order
+from temper.graph.onnx.adoption import adopt
 from temper.graph.onnx.program import all_constants, nodes_of, onnx_model, size_of
 from temper.graph.storage import save
 from temper.hardware.detect import this_host
 from temper.measure.metrics import resolve
-from temper.pipeline.captured import captured
+from temper.pipeline.captured import captured, check_length
 from temper.pipeline.fingerprint import fingerprint
 from temper.pipeline.materialize import input_names, materialize
 from temper.pipeline.run_folder import RunFolder
@@ -106,13 +106,9 @@ def prepare(
     parts = materialize(task.data, seed=seed, needs_targets=metric.needs_targets)
     for note in parts.notes:
         tell(f"data: {note}")
+    check_length(parts.selection, goal.conditions.length)
     if isinstance(task.model, OnnxFile):
-        if goal.conditions.length is not None:
-            raise UsageError(
-                f"a length of {goal.conditions.length} is to be measured, and an ONNX file is run with examples of one "
-                "shape: leave the length out"
-            )
-        module, graph = adopt(task.model, parts.selection, goal.conditions.batch)
+        module, graph = adopt(task.model, parts.selection, goal.conditions)
         target = _reading_onnx(target)
         parts = _renamed(parts, [spec.name for spec in graph.schema.inputs])
         model, told = task.model.path.name, "an ONNX file"
@@ -174,6 +170,6 @@ def _reading_onnx(target: Target) -> Target:
 
 def _renamed(parts: Parts, names: Sequence[str]) -> Parts:
     """The parts with their inputs under the names, and in the order, of an ONNX file's own."""
-    calibration = None if parts.calibration is None else in_order(parts.calibration, names)
-    selection, proof = in_order(parts.selection, names), in_order(parts.proof, names)
+    calibration = None if parts.calibration is None else parts.calibration.ordered(names)
+    selection, proof = parts.selection.ordered(names), parts.proof.ordered(names)
     return replace(parts, calibration=calibration, selection=selection, proof=proof)

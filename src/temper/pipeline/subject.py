@@ -9,7 +9,7 @@ from torch import nn
 
 from temper.core.data import Examples
 from temper.core.errors import TaskError, TrialError
-from temper.core.lengths import Positions, gathered, groups
+from temper.core.lengths import Positions, gathered, groups, masked
 from temper.core.metric import Metric
 from temper.core.schema import Array, Outputs, Schema
 from temper.graph.capture import flat_outputs
@@ -65,7 +65,7 @@ def subject(module: nn.Module, examples: Examples, part: str, metric: Metric, sc
 
     Raises: DataError if a label does not fit the outputs; MetricError if the metric cannot score the original.
     """
-    original = original_outputs(module, examples, schema.batch)
+    original = original_outputs(module, examples, schema.batch, mask=metric.against == "original")
     nested: Outputs = schema.nested(original)
     if metric.name in CLASSIFICATION and examples.targets is not None:
         check_targets(examples.targets, nested, part)
@@ -74,8 +74,12 @@ def subject(module: nn.Module, examples: Examples, part: str, metric: Metric, sc
     return Subject(part=part, examples=examples, original=original, metric=metric, schema=schema, seed=seed)
 
 
-def original_outputs(module: nn.Module, examples: Examples, fixed_batch: int | None) -> tuple[Array, ...]:
+def original_outputs(
+    module: nn.Module, examples: Examples, fixed_batch: int | None, *, mask: bool
+) -> tuple[Array, ...]:
     """The flat outputs (examples, ...) of the module, in batches of one length; padded with zeros where they differ.
+
+    With `mask` that padding is masked, for metrics that compare with these outputs.
 
     Raises: TaskError if forward fails on some examples, for an output without the batch as its first axis, or for one
     of a dtype that NumPy lacks.
@@ -91,7 +95,7 @@ def original_outputs(module: nn.Module, examples: Examples, fixed_batch: int | N
             positions.append(rows)
     finally:
         torch.set_num_threads(threads)
-    return gathered(positions, chunks)
+    return (masked if mask else gathered)(positions, chunks)
 
 
 def _called(module: nn.Module, examples: Examples, rows: Positions) -> list[Array]:

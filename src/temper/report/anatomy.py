@@ -42,6 +42,8 @@ def anatomy(findings: Findings) -> Html | None:
     explanation = Explanation.from_json(noted)
     clock = Clock.of(explanation)
     call = f"One call takes {milliseconds(explanation.call_s)}. {NOTES if explanation.layers else ''}"
+    if explanation.untimed:
+        call = f"{call} There are no shares of the time: {explanation.untimed}."
     rows = [*_layers(explanation.layers, clock), *_others(explanation, clock)]
     columns = [
         Column(title="Layer"),

@@ -23,6 +23,10 @@ class AotInductor(Runtime):
     compiles = True
     native = True
     integers = IntegerScheme(symmetric_matmul=False, integer_bias=False)
+    untimed = (
+        "a package of native code has no marks between its kernels, since they would slow it down; artifacts of "
+        "torch_compiled hold the graph, and are profiled as the same code compiled with marks: explain one of those"
+    )
 
     precision: str = knob("f32", among=("f32", "bf16"), help="what products of floats are computed in")
 

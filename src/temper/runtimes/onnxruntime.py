@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FILE = "model.onnx"
 LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED"}
 KERNEL = "_kernel_time"
+ADDITIONS = r"^fused |(_token_\d+|/duplicated|_nchwc|_quant|/\w+Fusion/?)+$"
+"""What stands around a node's name after rewritings: `fused node_Gemm_8`, `node_conv2d_3_token_11`."""
 DISABLED, SLOWER = "optimization.disable_specified_optimizers", "SkipLayerNormFusion"
 """A rewriting whose kernel is slower than what it replaces: a sum and a layer norm take a third of both in one."""
 INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
@@ -61,11 +63,13 @@ class OnnxRuntime(Runtime):
     def profile(
         self, folder: Path, schema: Schema, threads: int, inputs: Sequence[tuple[Array, ...]]
     ) -> tuple[Kernel, ...]:
-        """Medians from the trace that ONNX Runtime writes on request; a kernel computes the node it is named after."""
+        """Medians from the trace that ONNX Runtime writes on request."""
         import json
         import tempfile
 
         import onnx
+
+        from temper.graph.onnx.kernels import attributed
 
         with tempfile.TemporaryDirectory() as scratch:
             session = self._session(folder, threads, trace=Path(scratch) / "trace")
@@ -77,9 +81,9 @@ class OnnxRuntime(Runtime):
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
                 timed.setdefault(event["name"], []).append(event)
-        nodes = onnx.load_model(folder / FILE, load_external_data=False).graph.node
-        blocks = {node.name: bits for node in nodes if (bits := _bits(node))}
-        return tuple(_kernel(name, each, blocks) for name, each in timed.items())
+        model = onnx.load_model(folder / FILE, load_external_data=False)
+        blocks = {node.name: bits for node in model.graph.node if (bits := _bits(node))}
+        return attributed([_kernel(name, each, blocks) for name, each in timed.items()], model)
 
     def script(self, schema: Schema, threads: int) -> str:
         level = f"onnxruntime.GraphOptimizationLevel.{LEVELS[self.optimization]}"
@@ -124,10 +128,10 @@ def _precision(operator: str) -> str:
 
 
 def _kernel(name: str, events: list[dict[str, Any]], blocks: Mapping[str, str]) -> Kernel:
-    """ONNX Runtime calls a node that it made of others after one of them, with a suffix: `node_conv2d_3_token_11`."""
+    """ONNX Runtime calls a node that it made of others after one of them, or after its value, with additions."""
     node = name.removesuffix(KERNEL)
     operator = events[0]["args"]["op_name"]
-    original = re.sub(r"(_token_\d+|/duplicated|_nchwc|_quant)+$", "", node)
+    original = re.sub(ADDITIONS, "", node)
     seconds = median(event["dur"] for event in events) * 1e-6
     precision = blocks.get(node) or _precision(operator)
     return Kernel(name=node, operator=operator, precision=precision, seconds=seconds, covers=(original,))

@@ -29,6 +29,8 @@ NAMES = {
 ACTIVATION_GROUP = ["framework", "activation_group"]
 """Where the model says in which groups its linear layers quantize activations at run time, if they do."""
 FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
+ADDITIONS = "(/WithoutBiases|/DequantizationMultiply)+.*$"
+"""What stands behind a node's name after rewritings."""
 PROFILES = 3
 COPIED_BYTES = 1 << 16
 """Inputs up to this size are copied into the request's own tensor, which is quicker than to hand over another."""
@@ -80,9 +82,13 @@ class OpenVino(Runtime):
     ) -> tuple[Kernel, ...]:
         """Means of the counters that OpenVINO keeps on request, from the median of several compilations of the model.
 
-        It says itself which nodes a kernel computes. Its counters cannot be reset, so they include the first calls.
+        Its counters cannot be reset, so they include the first calls.
         """
-        timed: dict[tuple[str, str], list[float]] = {}
+        import onnx
+
+        from temper.graph.onnx.kernels import attributed
+
+        compilations: list[Any] = []
         batch = len(inputs[0][0]) if schema.dynamic_batch and not schema.dynamic_length else None
         for _ in range(PROFILES):
             compiled = self._compiled(folder, threads, {"PERF_COUNT": True}, batch)
@@ -90,10 +96,14 @@ class OpenVino(Runtime):
             runner = _Request(request, len(schema.outputs))
             for arrays in inputs:
                 runner.run(*arrays)
-            for each in request.profiling_info:
-                if each.status.name == "EXECUTED":
-                    timed.setdefault((each.node_name, each.node_type), []).append(each.real_time.total_seconds())
-        return tuple(_kernel(*key, median(seconds), facts.get(key[0], {})) for key, seconds in timed.items())
+            compilations.append(request.profiling_info)
+        # Nodes that compilation adds have another name each time (`Multiply_160645`): they are matched by their place.
+        kernels = [
+            _kernel(each[-1], median(one.real_time.total_seconds() for one in each), facts)
+            for each in zip(*compilations, strict=True)
+            if each[-1].status.name == "EXECUTED"
+        ]
+        return attributed(kernels, onnx.load_model(folder / FILE, load_external_data=False))
 
     def script(self, schema: Schema, threads: int) -> str:
         return f"""\
@@ -145,14 +155,16 @@ def _precision(facts: Mapping[str, str]) -> str:
     return NAMES.get(precision, precision)
 
 
-def _kernel(name: str, operator: str, seconds: float, facts: Mapping[str, str]) -> Kernel:
-    covers = (re.sub("/WithoutBiases.*", "", each) for each in facts.get("originalLayersNames", "").split(","))
+def _kernel(counter: Any, seconds: float, facts: Mapping[str, Mapping[str, str]]) -> Kernel:
+    """A kernel with the names that its facts hold: its own first, since the others include some of its inputs."""
+    told = facts.get(counter.node_name, {})
+    names = (counter.node_name, *told.get("originalLayersNames", "").split(","))
     return Kernel(
-        name=name,
-        operator=operator,
-        precision=_precision(facts),
+        name=counter.node_name,
+        operator=counter.node_type,
+        precision=_precision(told),
         seconds=seconds,
-        covers=tuple(dict.fromkeys(filter(None, covers))),
+        covers=tuple(re.sub(ADDITIONS, "", each) for each in names),
     )
 
 

@@ -1,13 +1,14 @@
 """PyTorch's compiler: the artifact is a plain graph, compiled on each machine that loads it, once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from temper.core.explanation import Kernel
 from temper.core.graph import Graph
 from temper.core.knobs import knob
 from temper.core.runtime import IntegerScheme, Runner, Runtime
-from temper.core.schema import Schema
+from temper.core.schema import Array, Schema
 from temper.hardware.compiler import require_compiler
 
 
@@ -48,6 +49,14 @@ class TorchCompiled(Runtime):
         from temper.graph.inductor import compiled, executed
 
         return executed(compiled(folder, self.precision))
+
+    def profile(
+        self, folder: Path, schema: Schema, threads: int, inputs: Sequence[tuple[Array, ...]]
+    ) -> tuple[Kernel, ...]:
+        """Medians from PyTorch's profiler, for which the graph is compiled once more."""
+        from temper.graph.inductor_profile import profiled
+
+        return profiled(folder, self.precision, threads, inputs)
 
     def script(self, schema: Schema, threads: int) -> str:
         called = "model(*inputs.values())"

@@ -18,6 +18,8 @@ from temper.testing import plugs
 
 PROPOSALS = 500
 """A search that proposes more than this, in a space of a few techniques and runtimes, counts as endless."""
+EXACT = "float32"
+"""The float type that is fast everywhere."""
 GOALS = (Goal(), Goal(minimize="size", max_drop=0.02), Goal(minimize="memory", limits={"size_bytes": 5e5}))
 COURSES: Mapping[str, tuple[Outcome, ...]] = {
     "every trial is measured": ("measured",),
@@ -51,7 +53,11 @@ def spaces() -> Iterator[tuple[Space, str]]:
             space = Space(goal=goal, runtimes=runtimes, techniques=techniques, holds=holds)
             yield space, f"the whole catalog, {goal.minimize} to minimize and {view}"
     yield Space(goal=GOALS[0], runtimes=runtimes, techniques=(), holds=views[0][1]), "no technique"
-    yield Space(goal=GOALS[0], runtimes=runtimes[:1], techniques=techniques, holds=views[2][1]), "one runtime"
+    several = tuple(each for each in runtimes if any(one.arithmetic != EXACT for one in plugs.variants(each)))
+    slow = Space(
+        goal=GOALS[0], runtimes=several, techniques=techniques, holds=views[2][1], is_fast=lambda kind: kind == EXACT
+    )
+    yield slow, f"no float type that is faster than {EXACT}"
 
 
 def check_course(search: type[Search], space: Space, outcomes: Sequence[Outcome], where: str, proposals: int) -> None:
@@ -85,7 +91,10 @@ def propose(search: type[Search], space: Space, history: Sequence[Trial], where:
 
 
 def check_recipe(recipe: Recipe, space: Space, history: Sequence[Trial], where: str) -> None:
-    """Assert that a proposal is new, lies in the space and reads back from JSON; the first one is a float baseline."""
+    """Assert that a proposal is new, lies in the space and reads back from JSON, and that its float type is fast there.
+
+    The first one is a float baseline.
+    """
     repeated = next((trial for trial in history if trial.recipe.key == recipe.key), None)
     assert repeated is None, f"{where} proposes {recipe} again, which was {repeated and repeated.outcome}"
     again = Recipe.from_json(json.loads(json.dumps(recipe.to_json())))
@@ -94,6 +103,8 @@ def check_recipe(recipe: Recipe, space: Space, history: Sequence[Trial], where: 
     assert type(recipe.runtime) in space.runtimes, f"{where} proposes {recipe}, and may not use that runtime"
     foreign = [str(each) for each in recipe.techniques if type(each) not in space.techniques]
     assert not foreign, f"{where} proposes {recipe}, and may not use {', '.join(foreign)}"
+    kind = recipe.runtime.arithmetic
+    assert space.is_fast(kind), f"{where} proposes {recipe}, which computes in {kind}, a type that is not fast there"
     baseline = bool(history) or not recipe.techniques
     assert baseline, f"{where} begins with {recipe}; begin with a runtime alone, without which nothing can be compared"
 

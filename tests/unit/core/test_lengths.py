@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from temper.core.lengths import batches, cut, gathered, groups, stretched
+from temper.core.lengths import batches, cut, gathered, groups, masked, probing, stretched
 from temper.core.schema import Schema, TensorSpec
 
 TOKENS = TensorSpec(name="tokens", shape=(None, "length"), dtype="int64")
@@ -36,6 +36,22 @@ def test_outputs_are_put_back_in_order_and_padded_with_zeros() -> None:
     tokens, image = gathered(list(groups(LENGTHS, 5, 2)), chunks)
     np.testing.assert_array_equal(tokens, stored()[0])
     np.testing.assert_array_equal(image, stored()[1])
+
+
+def test_padding_of_outputs_is_masked() -> None:
+    positions = list(groups(LENGTHS, 5, 2))
+    chunks = [(tokens.astype(np.float32), image) for _, (tokens, image) in batches(SCHEMA, stored(), 2)]
+    (tokens, image), plain = masked(positions, chunks), gathered(positions, chunks)
+    assert isinstance(tokens, np.ma.MaskedArray)
+    assert (~tokens.mask).sum(axis=1).tolist() == LENGTHS.tolist()
+    np.testing.assert_array_equal(tokens.data, plain[0])
+    assert not isinstance(image, np.ma.MaskedArray)
+
+
+def test_probing_takes_the_middle_the_ends_and_what_is_measured() -> None:
+    assert probing(np.array([5, 3, 9, 4, 5]), 7) == [5, 3, 7, 9]
+    assert probing(np.array([1, 1]), None) == [2, 1]
+    assert probing(np.array([6]), None) == [6]
 
 
 def test_outputs_of_some_examples_keep_their_order() -> None:

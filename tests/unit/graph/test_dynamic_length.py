@@ -17,7 +17,7 @@ from temper.graph.capture import capture
 from temper.graph.cost import cost
 from temper.graph.storage import load, save
 from temper.hardware.detect import this_host
-from temper.pipeline.captured import captured
+from temper.pipeline.captured import captured, check_length
 from temper.runtimes.onnxruntime import OnnxRuntime
 from temper.runtimes.openvino import OpenVino
 from temper.runtimes.torch_eager import TorchEager
@@ -133,4 +133,6 @@ def test_a_model_that_writes_the_length_into_a_shape() -> None:
 def test_a_length_to_measure_where_there_is_none() -> None:
     fixed = Examples(inputs=(np.ones((4, 6), np.float32),))
     with pytest.raises(UsageError, match=r"length of 9 .*input_0: float32\[batch, 6\].*leave the length out"):
-        captured(FixedLength(), fixed, ("x",), Conditions(length=9))
+        check_length(fixed, 9)
+    check_length(fixed, None)
+    check_length(examples(LENGTHS), 9)

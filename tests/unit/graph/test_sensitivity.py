@@ -6,12 +6,14 @@ from torch import nn
 
 from temper.core.context import Context
 from temper.graph.capture import capture
+from temper.graph.facts import weighted_layers
 from temper.graph.onnx.layers import placed, products
 from temper.graph.onnx_export import export_onnx
-from temper.graph.sensitivity import few, layers_of, sensitivities
-from temper.graph.surgery import set_tensor
+from temper.graph.sensitivity import few, layers_of, sensitivities, weight_of
+from temper.graph.surgery import clean, set_tensor
 from temper.hardware.detect import this_host
 from temper.runtimes.onnxruntime import OnnxRuntime
+from temper.techniques.quantization._layers import quantize_inputs, quantize_weight
 from temper.techniques.quantization.post_training import PostTrainingQuantization
 
 
@@ -83,3 +85,51 @@ def test_layers_are_found_in_the_exported_file(graphs, tmp_path) -> None:
         found = placed(layers_of(each, graph, few(each, calibration, 1.0), 1), model)
         assert [layer.node for layer in found] == [product.node for product in products(model)]
         assert all(layer.node for layer in found)
+
+
+def dynamic(graph, group: int | None):
+    """The graph with weights and inputs quantized as `quantization.dynamic` does."""
+    quantized = graph.copy()
+    layers = weighted_layers(quantized)
+    for layer in layers:
+        scale = weight_of(quantized, layer)[1].abs().amax(1) / 127
+        quantize_weight(quantized, layer, 1, scale, (-127, 127))
+    quantize_inputs(quantized, layers, group)
+    clean(quantized.module)
+    return quantized
+
+
+@pytest.mark.parametrize("group", [None, 8])
+def test_rounding_at_run_time_is_part_of_a_layers_sensitivity(graphs, group: int | None) -> None:
+    graph, _, calibration = graphs
+    quantized = dynamic(graph, group)
+    (x,) = inputs = [torch.from_numpy(calibration[0][:8])]
+    first, _ = layers_of(quantized, graph, [tuple(inputs)], 1)
+    module = {name: tensor.detach() for name, tensor in graph.module.named_parameters()}
+
+    def output(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(torch.nn.functional.linear(values, weight, module["first.bias"]))
+        return torch.nn.functional.linear(hidden, module["second.weight"], module["second.bias"])
+
+    weight = module["first.weight"]
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    if group is None:
+        step = (x.max() - x.min()) / 255
+        offset = torch.round(-x.min() / step)
+        rounded = (torch.round(x / step) + offset - offset) * step
+    else:
+        step = x.abs().amax(1, keepdim=True) / 127
+        rounded = torch.round(x / step) * step
+    exact, lost = output(x, weight), output(rounded, torch.round(weight / scale) * scale)
+    assert first.sensitivity == pytest.approx(float(((exact - lost) ** 2).sum() / (exact**2).sum()), rel=1e-3)
+    assert first.input is not None
+    assert first.input.relative_error == pytest.approx(float(((x - rounded) ** 2).sum() / (x**2).sum()), rel=1e-3)
+    assert first.input.smallest_scale == pytest.approx(float(step.min()))
+    assert first.input.largest_scale == pytest.approx(float(step.max()))
+    assert (first.input.low, first.input.high) == pytest.approx((float(x.min()), float(x.max())))
+
+
+def test_a_grid_of_a_whole_call_is_taken_from_as_many_examples_as_a_call_has(graphs) -> None:
+    graph, _, calibration = graphs
+    assert {len(x) for (x,) in few(dynamic(graph, None), calibration, 10.0, batch=2)} == {2}
+    assert {len(x) for (x,) in few(dynamic(graph, 8), calibration, 10.0, batch=2)} == {8}

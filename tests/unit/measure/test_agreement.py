@@ -35,6 +35,24 @@ def test_integers_and_constant_outputs_count_where_they_are_equal() -> None:
     assert agreement(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)).tolist() == [1, 1]
 
 
+def test_padding_is_no_variation() -> None:
+    """Outputs of different lengths that hardly vary beside their mean: a constant answer is worth nothing."""
+    lengths = RNG.integers(1, 9, 200)
+    padding = np.arange(8) >= lengths[:, None]
+    exact = np.ma.masked_array(np.where(padding, 0, 100 + RNG.normal(size=(200, 8))).astype(np.float32), padding)
+    constant = np.where(padding, 0, exact.mean(axis=0).filled(0)).astype(np.float32)
+    assert agreement(constant, exact).mean() == pytest.approx(0, abs=1e-4)
+    assert agreement(constant, exact.data).mean() > 0.9, "with the padding as values it would look right"
+    assert agreement(exact.data, exact).tolist() == [1.0] * 200
+    part = lengths > 3
+    assert agreement(constant[part], exact[part]).mean() < 0.1
+    assert scores(resolve("agreement"), constant, None, exact).mean() == pytest.approx(0, abs=1e-4)
+    cosine = resolve("cosine")
+    assert (scores(cosine, constant, None, exact) == scores(cosine, constant, None, exact.data)).all()
+    integers = np.ma.masked_array(np.array([[1, 2], [3, 0]]), [[False, False], [False, True]])
+    assert agreement(np.array([[1, 0], [3, 0]]), integers).tolist() == [0, 1]
+
+
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(MetricError, match="cannot be compared"):
         agreement(ORIGINAL[:, :2], ORIGINAL)

@@ -70,3 +70,7 @@ def test_an_explanation_reads_back_and_groups_what_is_no_layer() -> None:
     explanation = Explanation(call_s=1e-4, kernels=kernels, layers=layers, advice=advise(1e-4, kernels, layers))
     assert Explanation.from_json(explanation.to_json()) == explanation
     assert [(name, len(each)) for name, each in explanation.others().items()] == [("Relu", 1), ("Softmax", 2)]
+
+
+def test_kernels_that_move_integers_are_no_float_island() -> None:
+    assert advise(2e-4, (GOOD[0], kernel("cpp_fused_relu", "bytes", 100), GOOD[1]), ()) == ()

@@ -1,5 +1,6 @@
 """The compiled runtimes: one compilation for both, native code only for those who trust it."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,18 @@ from torch import Tensor, nn
 from temper.core import artifact, catalog
 from temper.core.artifact import Artifact, load
 from temper.core.errors import ArtifactError, MissingExtra, TrialError
+from temper.core.explanation import Explanation
 from temper.core.goal import Conditions
 from temper.core.graph import Graph
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
 from temper.graph import inductor
 from temper.graph.capture import capture
+from temper.graph.inductor_profile import _layers
+from temper.graph.sensitivity import layers_of
 from temper.measure.load import Service
 from temper.pipeline.bench import bench
-from temper.pipeline.explain import explain
+from temper.pipeline.explain import explain, timed
 from temper.pipeline.load import best_services
 from temper.pipeline.load import load as offer
 
@@ -65,6 +69,33 @@ def test_native_code_needs_trust_and_is_compiled_once(
     for model in (load(native.folder, trust=True), load(plain.folder)):
         np.testing.assert_allclose(model(x), wanted.detach().numpy(), atol=1e-6)
     assert set(native.runtime.executed(native.folder, graph.schema)) == {"float32"}
+
+
+def test_kernels_are_timed_and_lead_to_their_layers(graph: Graph, tmp_path: Path) -> None:
+    plain = made("torch_compiled", graph, tmp_path / "plain")
+    inputs = [(np.ones((3, 8), np.float32),)] * 4
+    kernels = plain.runtime.profile(plain.folder, graph.schema, 1, inputs)
+    (layer,) = timed(layers_of(graph, graph, [], 3), kernels)
+    assert layer.seconds is not None
+    assert 0 < layer.seconds <= sum(kernel.seconds for kernel in kernels)
+    assert layer.precision == "float32"
+    counted = Counter(kernel.precision for kernel in kernels)
+    assert counted == plain.runtime.executed(plain.folder, graph.schema)
+
+
+def test_weights_of_other_sizes_are_taken_for_no_layer(graph: Graph) -> None:
+    calls = [inductor.LibraryCall(name="linear", precision="int8", weight=shape) for shape in (None, (8, 4))]
+    assert _layers(calls, graph) == {1: ("linear",)}
+    assert _layers([*calls, calls[1]], graph) == {}
+    assert _layers([inductor.LibraryCall(name="linear", precision="int8", weight=(8, 5))], graph) == {}
+
+
+def test_native_code_says_why_it_has_no_times(graph: Graph, tmp_path: Path) -> None:
+    explanation = explain(made("aot_inductor", graph, tmp_path / "native").folder, trust=True)
+    assert explanation.kernels == ()
+    assert explanation.call_s > 0
+    assert "explain one of those" in explanation.untimed
+    assert Explanation.from_json(explanation.to_json()) == explanation
 
 
 def test_what_cannot_be_compiled_costs_a_trial(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,17 @@ def test_float_runtimes_come_first_and_in_full_precision_too() -> None:
     ]
 
 
+def test_a_float_type_that_is_not_fast_on_the_target_is_never_proposed() -> None:
+    compiled = replace(space(), runtimes=(catalog.get(Runtime, "aot_inductor"),))
+
+    def proposed(is_fast: Callable[[str], bool]) -> set[str]:
+        found = run(replace(compiled, is_fast=is_fast), lambda recipe: (1.0 - 0.1 * len(recipe.techniques), 0.0))
+        return {each.recipe.runtime.arithmetic for each in found}
+
+    assert proposed(lambda kind: True) == {"float32", "bfloat16"}
+    assert proposed(lambda kind: kind == "float32") == {"float32"}
+
+
 def test_nothing_is_proposed_twice_and_the_space_ends() -> None:
     found = run(space(), lambda recipe: (1.0 - 0.1 * len(recipe.techniques), 0.0))
     keys = [each.recipe.key for each in found]

@@ -6,6 +6,7 @@ model often has the shape (layers, batch, width).)
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 
 from temper.core.data import Examples
 from temper.core.errors import DataError, TaskError, UsageError
+from temper.core.goal import Conditions
 from temper.core.graph import Graph
-from temper.core.schema import Array, Schema, TensorSpec
+from temper.core.lengths import probing
+from temper.core.schema import LENGTH, Array, Schema, TensorSpec
 from temper.core.task import OnnxFile
+from temper.graph.onnx.inputs import constant_of, declared_batch, described, input_port, matched
 from temper.graph.onnx.program import first_line, graph_of, plain_session, serialized
 from temper.graph.onnx.surgery import FLOATS, Port, bake, examples_first, name_nodes, weights_are_no_inputs
 
@@ -76,26 +80,42 @@ class OriginalFile(nn.Module):
         return results
 
 
-def adopt(file: OnnxFile, examples: Examples, batch: int) -> tuple[nn.Module, Graph]:
-    """The file itself as a module, and its graph: with a dynamic batch if the file allows it, else with `batch`.
+def adopt(file: OnnxFile, examples: Examples, conditions: Conditions) -> tuple[nn.Module, Graph]:
+    """The file itself as a module, and its graph: with a dynamic batch if the file allows it, else with that measured.
 
-    Raises: TaskError if the file cannot be read or run; DataError if the data does not fit its inputs, or its examples
-    differ in length; UsageError if it has another, fixed batch.
+    Where the examples differ in length, so may the graph's inputs: the file is run at the shortest and the longest of
+    the examples, and at the length that is to be measured.
+
+    Raises: TaskError if the file cannot be read or run; DataError if the data does not fit its inputs, or differs in a
+    length that the file fixes; UsageError if it has another, fixed batch.
     """
-    if examples.lengths is not None:
-        raise DataError(
-            f"{file.path}: the examples differ in length ({'; '.join(map(str, examples.layout))}), and an ONNX file is "
-            "run with examples of one shape. Give them padded to one length, with the mask that the file takes, or "
-            "give the PyTorch model"
-        )
     model = _read(file)
     weights_are_no_inputs(model)
-    fixed = {name: _constant(model, file, name, value) for name, value in file.constants.items()}
+    fixed = {name: constant_of(model, file, name, value) for name, value in file.constants.items()}
     free = [each for each in model.graph.input if each.name not in fixed]
     ordered = matched(free, examples, file)
-    ports = [_input_port(each, spec, batch) for each, spec in zip(free, ordered.layout, strict=True)]
+    ports = [input_port(each, spec, conditions.batch) for each, spec in zip(free, ordered.layout, strict=True)]
     original = OriginalFile(file, ports, fixed)
-    batches = {_declared_batch(each, port) for each, port in zip(free, ports)}
+    lengths = _lengths(ordered, conditions.length)
+    stated = _stated_batch(free, ports, ordered, conditions.batch, file)
+    axes = None if stated or not file.dynamic_batch else _dynamic_axes(original, ordered, lengths)
+    dynamic = axes is not None
+    axes = _fixed_axes(original, ordered, lengths, conditions.batch, file) if axes is None else axes
+    size = EXAMPLE_BATCH if dynamic else conditions.batch
+    calls = [_batch(ordered, size, length) for length in lengths]
+    original.place_outputs(calls[0], axes)
+    schema = _schema(original, ordered, calls, lengths, None if dynamic else size)
+    graph = _graph(model, original, schema, calls[0], fixed)
+    for call in calls:
+        _check(graph, original, tuple(map(torch.from_numpy, call)), file)
+    return original, graph
+
+
+def _stated_batch(
+    free: Sequence[ValueInfoProto], ports: Sequence[Port], examples: Examples, batch: int, file: OnnxFile
+) -> bool:
+    """Whether the file states the batch, which is then that to be measured. Raises: UsageError or DataError if not."""
+    batches = {declared_batch(each, port) for each, port in zip(free, ports)}
     sizes = {each for each in batches if each is not None}
     if len(batches) == 1 and sizes - {batch}:
         (size,) = sizes
@@ -105,64 +125,21 @@ def adopt(file: OnnxFile, examples: Examples, batch: int) -> tuple[nn.Module, Gr
         )
     if sizes - {batch}:
         raise DataError(
-            f"{file.path} takes {'; '.join(map(_described, free))}, and the data holds "
-            f"{'; '.join(map(str, ordered.layout))}: no batch of examples fits all of these inputs"
+            f"{file.path} takes {'; '.join(map(described, free))}, and the data holds "
+            f"{'; '.join(map(str, examples.layout))}: no batch of examples fits all of these inputs"
         )
-    axes = None if sizes or not file.dynamic_batch else _dynamic_axes(original, ordered)
-    dynamic = axes is not None
-    axes = _fixed_axes(original, ordered, batch, file) if axes is None else axes
-    original.place_outputs(_batch(ordered, batch), axes)
-    graph = _graph(model, original, ordered, fixed, EXAMPLE_BATCH if dynamic else batch, dynamic=dynamic)
-    _check(graph, original, file)
-    return original, graph
+    return bool(sizes)
 
 
-def _declared_batch(value: ValueInfoProto, port: Port) -> int | None:
-    sizes = declared(value)
-    return sizes[port.axis] if sizes else None
+def _lengths(examples: Examples, measured: int | None) -> list[int | None]:
+    """The lengths that the file is tried at, at least two, a middling one first; [None] where examples have one shape.
 
-
-def declared(value: ValueInfoProto) -> list[int | None]:
-    """The sizes that the file states for an input, None where it leaves them open."""
-    return [each.dim_value if each.HasField("dim_value") else None for each in value.type.tensor_type.shape.dim]
-
-
-def batch_axis(sizes: Sequence[int | None], example: Sequence[int], batch: int) -> int | None:
-    """The axis of an input that counts the examples, so that the others fit an example's own shape; None if none does.
-
-    Where several do, one whose size is open comes before one of the batch's size, and that before any other.
+    Two lengths are needed to see which sizes of the outputs follow them.
     """
-    fitting = [
-        axis
-        for axis in range(len(sizes))
-        if len(sizes) == len(example) + 1
-        and all(want in (None, size) for want, size in zip((*sizes[:axis], *sizes[axis + 1 :]), example))
-    ]
-    return min(fitting, key=lambda axis: (sizes[axis] is not None, sizes[axis] != batch, axis), default=None)
-
-
-def matched(free: Sequence[ValueInfoProto], examples: Examples, file: OnnxFile) -> Examples:
-    """The examples with one array for each input of the file, in its order and under its names.
-
-    Raises: DataError naming the inputs that are missing or unknown.
-    """
-    names = tuple(each.name for each in free)
-    given = examples.names or names[: len(examples.inputs)]
-    if set(given) != set(names) or len(given) != len(examples.inputs):
-        missing = [each for each in names if each not in given]
-        hint = f", or what is the same in every call by constants={{{missing[0]!r}: ...}}" if missing else ""
-        raise DataError(
-            f"{file.path} takes {'; '.join(map(_described, free))}, and the data holds "
-            f"{'; '.join(map(str, examples.layout))}. Give a dict of arrays by these names, or a tuple in their "
-            f"order{hint}"
-        )
-    return in_order(examples, names)
-
-
-def in_order(examples: Examples, names: Sequence[str]) -> Examples:
-    """The examples with their inputs under these names and in this order; those given without names have it."""
-    arrays = dict(zip(examples.names or names, examples.inputs, strict=True))
-    return Examples(inputs=tuple(arrays[name] for name in names), names=tuple(names), targets=examples.targets)
+    if examples.lengths is None:
+        return [None]
+    found = probing(examples.lengths, measured)
+    return [*found, found[0] - 1] if len(found) == 1 else [*found]
 
 
 def _read(file: OnnxFile) -> ModelProto:
@@ -179,35 +156,13 @@ def _read(file: OnnxFile) -> ModelProto:
     return model
 
 
-def _constant(model: ModelProto, file: OnnxFile, name: str, value: Any) -> Array:
-    found = next((each for each in model.graph.input if each.name == name), None)
-    if found is None:
-        names = ", ".join(each.name for each in model.graph.input)
-        raise TaskError(f"constants: {file.path} has no input called {name!r}; its inputs are {names}")
-    array = np.asarray(value).astype(_dtype(found))
-    sizes = declared(found)
-    if len(sizes) != array.ndim or any(want not in (None, size) for want, size in zip(sizes, array.shape)):
-        raise TaskError(f"constants: {name!r} has shape {array.shape}, and {file.path} takes {_described(found)}")
-    return array
-
-
-def _input_port(value: ValueInfoProto, spec: TensorSpec, batch: int) -> Port:
-    """How an input is fed. Raises: DataError if the data's shape or dtype does not fit it."""
-    dtype = _dtype(value)
-    known = value.type.tensor_type.HasField("shape")
-    axis = batch_axis(declared(value), spec.shape[1:], batch) if known else 0  # type: ignore[arg-type]
-    if axis is None or (dtype != spec.dtype and not (dtype in FLOATS and spec.dtype == "float32")):
-        raise DataError(
-            f"the file takes {_described(value)}, and the data gives {spec}. One axis must count the examples, the "
-            "others have an example's own shape, and the dtype must be the same. An input without such an axis is a "
-            f"constant: give it with constants={{{value.name!r}: ...}}"
-        )
-    return Port(name=value.name, dtype=dtype, axis=axis, rank=len(spec.shape))
-
-
-def _dynamic_axes(original: OriginalFile, examples: Examples) -> tuple[int, ...] | None:
+def _dynamic_axes(original: OriginalFile, examples: Examples, lengths: Sequence[int | None]) -> tuple[int, ...] | None:
     """The axis of each output that counts the examples; None if the file does not answer each as it does alone."""
-    inputs = _batch(examples, COMPARED)
+    found = {_axes_at(original, _batch(examples, COMPARED, length)) for length in lengths}
+    return found.pop() if len(found) == 1 else None
+
+
+def _axes_at(original: OriginalFile, inputs: Sequence[Array]) -> tuple[int, ...] | None:
     try:
         together = original.run(inputs)
         alone = [original.run([each[row : row + 1] for each in inputs]) for row in range(COMPARED)]
@@ -226,15 +181,26 @@ def _dynamic_axes(original: OriginalFile, examples: Examples) -> tuple[int, ...]
     return tuple(axes)
 
 
-def _fixed_axes(original: OriginalFile, examples: Examples, batch: int, file: OnnxFile) -> tuple[int, ...]:
-    """The first axis of each output that is as long as the batch. Raises: TaskError if there is none."""
-    try:
-        results = original.run(_batch(examples, batch))
-    except Exception as error:
-        raise TaskError(
-            f"{file.path} fails on {batch} examples of the data ({'; '.join(map(str, examples.layout))}): "
-            f"{first_line(error)}. Check that the data holds what the file takes"
-        ) from error
+def _fixed_axes(
+    original: OriginalFile, examples: Examples, lengths: Sequence[int | None], batch: int, file: OnnxFile
+) -> tuple[int, ...]:
+    """The first axis of each output that is as long as the batch. Raises: TaskError if there is none, or it fails."""
+    results: list[Array] = []
+    for length in reversed(lengths):  # what is left are the results at the first
+        try:
+            results = original.run(_batch(examples, batch, length))
+        except Exception as error:
+            at = "" if length is None else f" at length {length}"
+            remedy = (
+                "Check that the data holds what the file takes"
+                if length is None
+                else "A file that computes at one length only, though it leaves the axis open, is given examples "
+                "padded to that length, with the mask that it takes, or is exported again with that axis dynamic"
+            )
+            raise TaskError(
+                f"{file.path} fails on {batch} examples of the data{at} ({'; '.join(map(str, examples.layout))}): "
+                f"{first_line(error)}. {remedy}"
+            ) from error
     for name, each in zip(original.output_names, results):
         if batch not in each.shape:
             raise TaskError(
@@ -244,41 +210,53 @@ def _fixed_axes(original: OriginalFile, examples: Examples, batch: int, file: On
     return tuple(each.shape.index(batch) for each in results)
 
 
-def _graph(
-    model: ModelProto,
+def _schema(
     original: OriginalFile,
     examples: Examples,
-    fixed: dict[str, Array],
-    batch: int,
-    *,
-    dynamic: bool,
+    calls: Sequence[Sequence[Array]],
+    lengths: Sequence[int | None],
+    batch: int | None,
+) -> Schema:
+    """Names, dtypes and sizes, the examples first: sizes of outputs that differ between the calls are dynamic."""
+    answers = [original(*map(torch.from_numpy, call)) for call in calls]
+    flat = [tuple(each.values()) if isinstance(each, dict) else (each,) for each in answers]
+    outputs = tuple(
+        TensorSpec(
+            name=port.name,
+            shape=(batch, *(_size(sizes, lengths) for sizes in zip(*(each.shape[1:] for each in column)))),
+            dtype=column[0].numpy().dtype.name,
+        )
+        for port, column in zip(original.outputs, zip(*flat))
+    )
+    return Schema(
+        inputs=tuple(replace(spec, shape=(batch, *spec.shape[1:])) for spec in examples.layout),
+        outputs=outputs,
+        nesting="dict" if isinstance(answers[0], dict) else "tensor",
+    )
+
+
+def _size(sizes: Sequence[int], lengths: Sequence[int | None]) -> int | str | None:
+    """What a size is that takes these values at those lengths: fixed, the length, or dynamic in another way."""
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    return LENGTH if tuple(sizes) == tuple(lengths) else None
+
+
+def _graph(
+    model: ModelProto, original: OriginalFile, schema: Schema, example: Sequence[Array], fixed: dict[str, Array]
 ) -> Graph:
     for name, value in fixed.items():
         bake(model, name, value)
     name_nodes(model)
     examples_first(model, original.inputs, original.outputs)
-    inputs = _batch(examples, batch)
-    outputs = original(*map(torch.from_numpy, inputs))
-    flat = outputs.values() if isinstance(outputs, dict) else (outputs,)
-    specs = [
-        TensorSpec(name=name, shape=(None if dynamic else batch, *array.shape[1:]), dtype=array.dtype.name)
-        for name, array in zip(
-            (port.name for port in (*original.inputs, *original.outputs)), (*inputs, *(each.numpy() for each in flat))
-        )
-    ]
-    schema = Schema(
-        inputs=tuple(specs[: len(inputs)]),
-        outputs=tuple(specs[len(inputs) :]),
-        nesting="dict" if isinstance(outputs, dict) else "tensor",
-    )
-    return graph_of(model, schema, tuple(map(torch.from_numpy, inputs)))
+    return graph_of(model, schema, tuple(map(torch.from_numpy, example)))
 
 
-def _check(graph: Graph, original: OriginalFile, file: OnnxFile) -> None:
-    """Raise TaskError unless the graph computes on its example what the file computes."""
-    expected = original(*graph.example)
+def _check(graph: Graph, original: OriginalFile, call: tuple[Tensor, ...], file: OnnxFile) -> None:
+    """Raise TaskError unless the graph computes on these inputs what the file computes."""
+    expected = original(*call)
     wanted = tuple(expected.values()) if isinstance(expected, dict) else (expected,)
-    for spec, one, other in zip(graph.schema.outputs, graph(*graph.example), wanted, strict=True):
+    for spec, one, other in zip(graph.schema.outputs, graph(*call), wanted, strict=True):
         change = _difference(one.numpy(), other.numpy())
         if change > TOLERANCE:
             raise TaskError(
@@ -287,9 +265,12 @@ def _check(graph: Graph, original: OriginalFile, file: OnnxFile) -> None:
             )
 
 
-def _batch(examples: Examples, size: int) -> list[Array]:
-    """The first examples, as many as that, repeated if there are fewer."""
-    return [np.ascontiguousarray(each) for each in examples.take(np.arange(size) % len(examples)).inputs]
+def _batch(examples: Examples, size: int, length: int | None) -> list[Array]:
+    """The first examples, as many as that, repeated if there are fewer; each cut or repeated to the length, if any."""
+    rows = np.arange(size) % len(examples)
+    return [
+        *map(np.ascontiguousarray, examples.take(rows).inputs if length is None else examples.at_length(rows, length))
+    ]
 
 
 def _difference(one: Array, other: Array) -> float:
@@ -301,12 +282,3 @@ def _difference(one: Array, other: Array) -> float:
     if one.dtype.kind != "f":
         return float("inf")
     return float(np.nanmax(np.abs(one - other)) / max(float(np.nanmax(np.abs(other))), 1e-12))
-
-
-def _dtype(value: ValueInfoProto) -> str:
-    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name)
-
-
-def _described(value: ValueInfoProto) -> str:
-    dims = value.type.tensor_type.shape.dim
-    return f"{value.name}: {_dtype(value)}[{', '.join(str(each.dim_value or each.dim_param or '?') for each in dims)}]"

@@ -8,6 +8,8 @@ import onnx
 from temper.core.explanation import Layer
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+BLOCK_PRODUCT = "MatMulNBits"
+"""A product whose weight is packed: attributes hold the shape that it stands for, (N, K)."""
 PASSING = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
 """Operators that hand a stored weight on to the product that reads it."""
 
@@ -28,6 +30,10 @@ def products(model: onnx.ModelProto) -> Iterator[Product]:
     stored = {each.name: tuple(each.dims) for each in model.graph.initializer}
     passed = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in PASSING}
     for node in model.graph.node:
+        if node.op_type == BLOCK_PRODUCT:
+            sizes = {each.name: each.i for each in node.attribute}
+            shape = (sizes["N"], sizes["K"])
+            yield Product(node=node.name, operator=node.op_type, weight=node.input[1], shape=shape, position=1)
         if node.op_type not in PRODUCTS:
             continue
         for position, name in reversed(list(enumerate(node.input))):

@@ -4,7 +4,7 @@ The model is kept as the bytes of its file in a buffer, so that copies, comparis
 it as they do for weights. It runs in ONNX Runtime with all graph optimizations switched off, operator by operator.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 from temper.core.errors import TrialError
 from temper.core.graph import ONNX, Graph
+from temper.core.lengths import groups, inputs_at, separated
 from temper.core.schema import Array, Schema
 
 LARGEST_BYTES = 2**31 - 1
@@ -55,10 +56,14 @@ class OnnxProgram(nn.Module):
 
 
 def feeds_of(schema: Schema, arrays: Sequence[Array], most: int) -> list[dict[str, Array]]:
-    """The first examples, at most so many, as calls of a file's batch (1 where it is dynamic), by its inputs' names."""
-    size, count = schema.batch or 1, min(len(arrays[0]), most)
-    rows = [np.arange(start, start + size) % count for start in range(0, count, size)]
-    return [{spec.name: array[each] for spec, array in zip(schema.inputs, arrays, strict=True)} for each in rows]
+    """The first stored examples, at most so many, as calls of a file's batch (1 where it is dynamic), by input names.
+
+    Each call has one length, and the calls come in the order of the examples, whatever their lengths.
+    """
+    size, names = schema.batch or 1, [spec.name for spec in schema.inputs]
+    inputs, lengths = separated(schema, [each[:most] for each in arrays])
+    calls = sorted(groups(lengths, len(inputs[0]), size), key=lambda rows: int(rows[0]))
+    return [dict(zip(names, inputs_at(schema, inputs, lengths, np.resize(rows, size)))) for rows in calls]
 
 
 def plain_session(model: bytes | str) -> onnxruntime.InferenceSession:
@@ -67,6 +72,17 @@ def plain_session(model: bytes | str) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def showing(model: ModelProto, values: Iterable[str]) -> ModelProto:
+    """A copy of the model that gives these float values as well, behind its own outputs."""
+    shown = ModelProto()
+    shown.CopyFrom(model)
+    known = {each.name for each in model.graph.output}
+    for name in dict.fromkeys(values):
+        if name not in known:
+            shown.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return shown
 
 
 def graph_of(model: ModelProto, schema: Schema, example: tuple[Tensor, ...]) -> Graph:

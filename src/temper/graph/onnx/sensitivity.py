@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from temper.core.explanation import Layer, Quantized
 from temper.core.schema import Array
 from temper.graph.onnx.layers import Product, products
-from temper.graph.onnx.program import all_constants, array_of, plain_session, serialized
+from temper.graph.onnx.program import all_constants, array_of, plain_session, serialized, showing
 
 Feed = Mapping[str, Array]
 PAIR = ("QuantizeLinear", "DequantizeLinear")
@@ -74,22 +74,35 @@ def layers_of_file(
     session.run(None, dict(feeds[0]))
     each_s = (time.monotonic() - began) * (len(roundings) + 2)
     feeds = feeds[: max(1, int(limit_s / max(each_s, 1e-9)))]
-    exact = [session.run(None, dict(feed)) for feed in feeds]
+    lost = sensitivities(model, reference, feeds)
     inputs = _inputs(reference, {name: originals[name] for name in roundings}, roundings, feeds)
     weights = all_constants(reference)
     found = []
     for product, layer in layers:
         rounding, original = roundings.get(product.node), originals.get(product.node)
         if rounding is not None and original is not None:
-            variant = plain_session(serialized(_alone(reference, original, rounding)))
             layer = replace(
                 layer,
-                sensitivity=_lost(exact, [variant.run(None, dict(feed)) for feed in feeds]),
+                sensitivity=lost[product.node],
                 weight=_weight(array_of(weights[original.weight]), rounding),
                 input=inputs.get(product.node),
             )
         found.append(layer)
     return tuple(found)
+
+
+def sensitivities(model: ModelProto, reference: ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
+    """The share of the outputs' mean square that each product's quantizers, alone, lose, by the name of its node.
+
+    These are the quantizers of its weight, its input and its output; `reference` is the file before them. The outputs
+    weigh alike. One run of the file a product, with all other quantizers left out.
+    """
+    originals = {each.node: each for each in products(reference)}
+    exact = _outputs(reference, feeds)
+    return {
+        name: _lost(exact, _outputs(_alone(reference, originals[name], rounding), feeds))
+        for name, rounding in _roundings(model, reference).items()
+    }
 
 
 def _roundings(model: ModelProto, reference: ModelProto) -> dict[str, _Rounding]:
@@ -149,21 +162,17 @@ def _inputs(
     nodes = {node.name: node for node in reference.graph.node}
     grids = {name: each.input_grid for name, each in roundings.items() if each.input_grid is not None}
     sources = {name: nodes[name].input[1 - layers[name].position] for name in grids}
-    shown = ModelProto()
-    shown.CopyFrom(reference)
-    known = {each.name for each in (*shown.graph.input, *shown.graph.output)}
-    for source in dict.fromkeys(sources.values()):
-        if source not in known:
-            shown.graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, None))
-    session = plain_session(serialized(shown))
     wanted = sorted(set(sources.values()) - set(feeds[0]))
+    session = plain_session(serialized(showing(reference, wanted)))
     parts: dict[str, list[Quantized]] = {name: [] for name in grids}
+    sizes: dict[str, list[int]] = {name: [] for name in grids}
     for feed in feeds:
         values = {**feed, **dict(zip(wanted, session.run(wanted, dict(feed))))}
         for name, grid in grids.items():
             before = np.asarray(values[sources[name]])
             parts[name].append(_described(before, grid.rounded(before), grid))
-    return {name: _together(each) for name, each in parts.items()}
+            sizes[name].append(before.size)
+    return {name: _together(each, sizes[name]) for name, each in parts.items()}
 
 
 def _alone(reference: ModelProto, product: Product, rounding: _Rounding) -> ModelProto:
@@ -200,11 +209,20 @@ def _quantizer(model: ModelProto, grid: Grid, source: str, result: str) -> list[
     ]
 
 
+def _outputs(model: ModelProto, feeds: Sequence[Feed]) -> list[tuple[Array, ...]]:
+    """For each float output, what all calls give, float64."""
+    session = plain_session(serialized(model))
+    columns = zip(*(session.run(None, dict(feed)) for feed in feeds))
+    return [tuple(each.astype(np.float64) for each in column) for column in columns if column[0].dtype.kind == "f"]
+
+
 def _lost(exact: Sequence[Sequence[Array]], changed: Sequence[Sequence[Array]]) -> float:
-    """The share of the float outputs' mean square that is lost."""
-    pairs = [(a, b) for one, other in zip(exact, changed) for a, b in zip(one, other) if a.dtype.kind == "f"]
-    error = sum(float(((a.astype(np.float64) - b) ** 2).sum()) for a, b in pairs)
-    return error / max(sum(float((a.astype(np.float64) ** 2).sum()) for a, _ in pairs), 1e-30)
+    """The share of the float outputs' mean square that is lost; outputs weigh alike, whatever their scale."""
+    shares = [
+        sum(float(((a - b) ** 2).sum()) for a, b in zip(one, other)) / max(sum(float((a**2).sum()) for a in one), 1e-30)
+        for one, other in zip(exact, changed)
+    ]
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def _weight(before: Array, rounding: _Rounding) -> Quantized | None:
@@ -225,10 +243,10 @@ def _described(before: Array, after: Array, grid: Grid) -> Quantized:
     )
 
 
-def _together(parts: Sequence[Quantized]) -> Quantized:
-    """One description of calls of the same size."""
-    error = float(np.mean([each.error for each in parts]))
-    power = float(np.mean([each.error / max(each.relative_error, 1e-30) for each in parts]))
+def _together(parts: Sequence[Quantized], sizes: Sequence[int]) -> Quantized:
+    """One description of all calls, each of which held so many values."""
+    error = float(np.average([each.error for each in parts], weights=sizes))
+    power = float(np.average([each.error / max(each.relative_error, 1e-30) for each in parts], weights=sizes))
     return replace(
         parts[0],
         low=min(each.low for each in parts),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ CHUNK = 32
 """Examples a calibration batch."""
 EXAMPLES = 256
 """Ranges settle with fewer examples than there may be: the first ones are taken."""
+
+
+Key = TypeVar("Key", Node, str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,42 +51,52 @@ def batches(graph: Graph, calibration: tuple[Array, ...]) -> Iterable[tuple[Tens
 
 
 def histograms(graph: Graph, calibration: tuple[Array, ...], wanted: set[Node], method: str) -> dict[Node, Histogram]:
-    """The distribution of each wanted node's output over the first calibration inputs, in two passes.
+    """The distribution of each wanted node's output over the first calibration inputs, as `counted` takes it.
 
-    The method `minmax` reads the ends alone, so that one pass will do, and nothing is counted.
     Of sequences (batch, positions, channels) only the positions count that some output depends on: padding would widen
     the range for nothing.
-
-    Nodes whose output is ever infinite, NaN or a mask's stand-in for minus infinity have no range that integers could
-    cover: left out.
     """
     calibration = tuple(each[:EXAMPLES] for each in calibration)
-    extremes: dict[Node, tuple[float, float]] = {}
-    boundless: set[Node] = set()
+    sequences = [node for node in graph.module.graph.nodes if node in wanted and _is_sequence(node)]
+    live = live_rows(graph, batches(graph, calibration), sequences) if sequences else {}
+    return counted(lambda nodes, see: _observe(graph, calibration, nodes, live, see), wanted, method)
 
-    def widen(node: Node, value: Tensor) -> None:
+
+def counted(
+    observe: Callable[[set[Key], Callable[[Key, Tensor], None]], None], wanted: set[Key], method: str
+) -> dict[Key, Histogram]:
+    """The distribution of each wanted activation, in two passes of `observe(wanted, see)`.
+
+    That calls `see` with an activation and some of its values, until it has shown all values of all that are wanted.
+    The method `minmax` reads the ends alone, so that one pass will do, and nothing is counted.
+
+    Activations that are ever infinite, NaN or a mask's stand-in for minus infinity have no range that integers could
+    cover: left out.
+    """
+    extremes: dict[Key, tuple[float, float]] = {}
+    boundless: set[Key] = set()
+
+    def widen(key: Key, value: Tensor) -> None:
         if not value.numel():
             return
         low, high = float(value.min()), float(value.max())
         if not MASK < low <= high < torch.inf:
-            boundless.add(node)
-        before = extremes.get(node, (torch.inf, -torch.inf))
-        extremes[node] = min(low, before[0]), max(high, before[1])
+            boundless.add(key)
+        before = extremes.get(key, (torch.inf, -torch.inf))
+        extremes[key] = min(low, before[0]), max(high, before[1])
 
-    sequences = [node for node in graph.module.graph.nodes if node in wanted and _is_sequence(node)]
-    live = live_rows(graph, batches(graph, calibration), sequences) if sequences else {}
-    _observe(graph, calibration, wanted, live, widen)
-    extremes = {node: ends for node, ends in extremes.items() if node not in boundless}
-    counts = {node: torch.zeros(BINS) for node in extremes}
-    found = {node: Histogram(low=low, high=high, counts=counts[node]) for node, (low, high) in extremes.items()}
+    observe(wanted, widen)
+    extremes = {key: ends for key, ends in extremes.items() if key not in boundless}
+    counts = {key: torch.zeros(BINS) for key in extremes}
+    found = {key: Histogram(low=low, high=high, counts=counts[key]) for key, (low, high) in extremes.items()}
     if method == "minmax":
         return found
 
-    def count(node: Node, value: Tensor) -> None:
-        low, high = extremes[node]
-        counts[node] += torch.histc(value.float(), BINS, low, high) if high > low else 0
+    def count(key: Key, value: Tensor) -> None:
+        low, high = extremes[key]
+        counts[key] += torch.histc(value.float(), BINS, low, high) if high > low else 0
 
-    _observe(graph, calibration, set(extremes), live, count)
+    observe(set(extremes), count)
     return found
 
 

@@ -22,9 +22,10 @@ from temper.core.knobs import knob
 from temper.core.schema import Array
 from temper.core.technique import Technique
 from temper.graph.facts import has_quantizers
-from temper.graph.onnx.facts import PRODUCTS, float_products, has_float_products
+from temper.graph.onnx.facts import float_products, has_float_products
 from temper.graph.onnx.folding import prepared
-from temper.graph.onnx.program import first_line, plain_session, serialized, write_model
+from temper.graph.onnx.program import first_line, write_model
+from temper.graph.onnx.sensitivity import sensitivities
 from temper.techniques.quantization._onnx import (
     Reader,
     behind_products,
@@ -34,8 +35,10 @@ from temper.techniques.quantization._onnx import (
     saturates,
     silent,
 )
+from temper.techniques.quantization._onnx_ranges import activation_ranges
 
 SENSITIVITY_CALLS = 4
+Ranges = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,15 @@ class OnnxStaticQuantization(Technique):
     leaves = (has_quantizers,)
     reference = "Jacob et al. 2018, arXiv 1712.05877; Wu et al. 2020, arXiv 2004.09602; ONNX Runtime quantization guide"
 
+    ranges: str = knob(
+        "minmax",
+        among=("minmax", "percentile", "mse"),
+        help="how the range of an activation is taken from its values",
+        free=True,
+    )
+    percentile: float = knob(
+        99.99, low=50.0, high=100.0, unit="%", help="share of values inside, for ranges=percentile"
+    )
     float_layers: int = knob(
         0,
         among=(0, 1, 2, 4, 8),
@@ -63,71 +75,38 @@ class OnnxStaticQuantization(Technique):
         signed = scheme.symmetric_matmul and not has_convolution(products)
         narrow = saturates(context.target)
         kept = behind_products(model)
+        ranges: Ranges = {}
+        if self.ranges != "minmax":
+            ranges = activation_ranges(model, feeds, kept, self.ranges, self.percentile, symmetric=signed)
+        quantized = _quantized(model, feeds, kept, ranges, signed=signed, narrow=narrow)
         if self.float_layers:
-            trial = _quantized(model, feeds, kept, signed=signed, narrow=narrow, explicit=True)
-            kept += most_sensitive(trial, feeds[:SENSITIVITY_CALLS], self.float_layers)
-        return finished(self.name, graph, _quantized(model, feeds, kept, signed=signed, narrow=narrow))
+            kept += most_sensitive(quantized, model, feeds[:SENSITIVITY_CALLS], self.float_layers)
+            quantized = _quantized(model, feeds, kept, ranges, signed=signed, narrow=narrow)
+        return finished(self.name, graph, quantized)
 
 
-def most_sensitive(model: ModelProto, feeds: Sequence[dict[str, Array]], count: int) -> list[str]:
-    """The names of the products whose quantized input, alone, changes the outputs most.
-
-    The model must hold its activations: one that only a quantizer's range stands for would go with the quantizer.
-    Outputs weigh alike: the error of each counts relative to the mean square of its values.
-    """
-    inputs = _quantized_inputs(model)
-    exact = _outputs(_bypassed(model, inputs), feeds)
-    errors = {}
-    for name in inputs:
-        others = {other: source for other, source in inputs.items() if other != name}
-        changed = _outputs(_bypassed(model, others), feeds)
-        errors[name] = sum(float(((a - b) ** 2).mean() / max((a**2).mean(), 1e-12)) for a, b in zip(exact, changed))
-    return sorted(errors, key=errors.__getitem__, reverse=True)[:count]
-
-
-def _quantized_inputs(model: ModelProto) -> dict[str, str]:
-    """For each product that reads a quantized activation: its name, and that of the value before quantization."""
-    makers = {output: node for node in model.graph.node for output in node.output}
-    found = {}
-    for node in model.graph.node:
-        back = makers.get(node.input[0]) if node.op_type in PRODUCTS else None
-        forth = makers.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
-        if forth is not None and forth.op_type == "QuantizeLinear":
-            found[node.name] = forth.input[0]
-    return found
-
-
-def _bypassed(model: ModelProto, sources: Mapping[str, str]) -> ModelProto:
-    """A copy in which these products read the given values, which are not quantized."""
-    changed = ModelProto()
-    changed.CopyFrom(model)
-    for node in changed.graph.node:
-        if node.name in sources:
-            node.input[0] = sources[node.name]
-    return changed
-
-
-def _outputs(model: ModelProto, feeds: Sequence[dict[str, Array]]) -> list[Array]:
-    """The float outputs for all calls, (calls, ...) each."""
-    session = plain_session(serialized(model))
-    results = zip(*(session.run(None, feed) for feed in feeds))
-    stacked = [np.stack(each) for each in results]
-    return [each.astype(np.float64) for each in stacked if each.dtype.kind == "f"]
+def most_sensitive(
+    quantized: ModelProto, reference: ModelProto, feeds: Sequence[dict[str, Array]], count: int
+) -> list[str]:
+    """The names of the products whose quantizers, alone, change the outputs of the float file most."""
+    lost = sensitivities(quantized, reference, feeds)
+    return sorted(lost, key=lost.__getitem__, reverse=True)[:count]
 
 
 def _quantized(
     model: ModelProto,
     feeds: Sequence[dict[str, Array]],
     kept: Sequence[str],
+    ranges: Ranges,
     *,
     signed: bool,
     narrow: bool,
-    explicit: bool = False,
 ) -> ModelProto:
-    """Run the quantizer; with `explicit` it leaves activations that its ranges would make superfluous (ReLU).
+    """Run the quantizer, which takes the least and the greatest value of an activation that has no range here.
 
     Raises: TrialError with the quantizer's reason if it fails.
     """
+    ends = {name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in ranges.items()}
     with tempfile.TemporaryDirectory() as folder, silent():
         source, file = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
         write_model(model, source)  # a model in memory would be changed
@@ -142,7 +121,7 @@ def _quantized(
                 activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(kept),
-                extra_options={"ActivationSymmetric": signed, "QDQKeepRemovableActivations": explicit},
+                extra_options={"ActivationSymmetric": signed, "TensorQuantOverrides": ends},
             )
         except Exception as error:
             raise TrialError(f"ONNX Runtime's quantizer failed: {type(error).__name__}: {first_line(error)}") from error
