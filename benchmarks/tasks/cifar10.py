@@ -139,7 +139,7 @@ def fine_tune(model: ResNet, epochs: int, batch: int = 128, rate: float = 0.02, 
         total = 0.0
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
-            x = _augmented(inputs[chosen], generator).to(memory_format=torch.channels_last)
+            x = augmented(inputs[chosen], generator).to(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
                 loss = F.cross_entropy(model(x).float(), targets[chosen])
             optimizer.zero_grad()
@@ -151,7 +151,7 @@ def fine_tune(model: ResNet, epochs: int, batch: int = 128, rate: float = 0.02, 
     model.to(memory_format=torch.contiguous_format)
 
 
-def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image flipped with probability one half and shifted by up to four pixels, zeros coming in."""
     n, _, height, width = x.shape
     flipped = torch.rand(n, generator=generator) < 0.5

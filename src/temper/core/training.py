@@ -28,12 +28,12 @@ class Training:
 
     `batches(size, epoch)` are those of one epoch, in an order of that epoch's own, all but perhaps the last of that
     size; a source that comes in batches keeps its own. `selection(size)` never changes. Training ends at `deadline`,
-    in seconds of `time.monotonic`. `folder` is where checkpoints lie, and `tell` receives lines of progress.
+    in seconds of `time.monotonic`. `folder` is where checkpoints lie, None for none, and `tell` receives lines of progress.
     """
 
     batches: "Callable[[int, int], Batches]"
     selection: "Callable[[int], Batches]"
     loss: "Loss"
     deadline: float
-    folder: Path
+    folder: Path | None
     tell: Callable[[str], None]

@@ -172,13 +172,15 @@ def _trained(folder: Path, technique: Technique, graph: Graph, context: Context)
     """What the technique makes of the graph, from the folder where it was kept, else made and kept there."""
     if not folder.exists():
         assert context.training is not None
-        own = replace(context.training, folder=context.training.folder / folder.name)
+        assert context.training.folder is not None
+        checkpoints = context.training.folder / folder.name
+        own = replace(context.training, folder=checkpoints)
         unfinished = folder.with_suffix(".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         save(applied(technique, graph, replace(context, training=own)), unfinished)
         unfinished.rename(folder)
-        shutil.rmtree(own.folder, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return load(folder)
 
 

@@ -1,5 +1,6 @@
 """What must hold for every technique: it leaves its source alone, repeats itself, tells the truth and has an effect."""
 
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,14 @@ import torch
 from temper.core import catalog
 from temper.core.context import Context
 from temper.core.errors import MissingExtra, NoEffect, TrialError
-from temper.core.facts import Installed, is_onnx
+from temper.core.facts import Installed, is_onnx, is_torch
 from temper.core.goal import Goal
 from temper.core.graph import Graph
+from temper.core.lengths import batches
 from temper.core.runtime import IntegerScheme, Runtime
 from temper.core.search import Space
 from temper.core.technique import Technique, applied
+from temper.core.training import Batch, Training
 from temper.graph.storage import load, save
 from temper.hardware.detect import this_host
 from temper.testing import plugs
@@ -26,6 +29,7 @@ from temper.testing.onnx_files import onnx_examples
 
 SEED = 7
 BATCHES = (1, 3)
+TRAINING_BATCH = 8
 
 
 def check(technique: type[Technique]) -> None:
@@ -61,8 +65,28 @@ def runtimes() -> tuple[Runtime, ...]:
 
 
 def context_of(example: Example, runtime: Runtime) -> Context:
-    """A context with calibration inputs for the example's graph."""
-    return Context(runtime=runtime, target=this_host(), seed=SEED, calibration=example.calibration)
+    """A context with calibration inputs for the example's graph, and training that aims at its own first output."""
+    plain = Context(runtime=runtime, target=this_host(), seed=SEED, calibration=example.calibration)
+    return replace(plain, training=training_of(example)) if is_torch.holds(example.graph, plain) else plain
+
+
+def training_of(example: Example) -> Training:
+    """Training on the example's calibration inputs, whose targets are what its graph answers."""
+    schema = example.graph.schema
+    found: list[Batch] = []
+    for rows, arrays in batches(schema, example.calibration, schema.batch or TRAINING_BATCH):
+        if schema.batch in (None, len(rows)):
+            inputs = tuple(map(torch.from_numpy, arrays))
+            with torch.no_grad():
+                found.append((inputs, example.graph(*inputs)[0].float()))
+    return Training(
+        batches=lambda size, epoch: found,
+        selection=lambda size: found[:1],
+        loss=lambda outputs, targets: torch.nn.functional.mse_loss(outputs[0].float(), targets),
+        deadline=math.inf,
+        folder=None,
+        tell=lambda line: None,
+    )
 
 
 def prepare(technique: type[Technique], example: Example, context: Context) -> Example | None:

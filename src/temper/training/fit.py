@@ -77,7 +77,8 @@ def fit(
 
     Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
     """
-    loop = _Loop(graph, groups, training, plan, training.folder / f"{name}.pt", after_step)
+    file = None if training.folder is None else training.folder / f"{name}.pt"
+    loop = _Loop(graph, groups, training, plan, file, after_step)
     loop.restore()
     with torch.random.fork_rng(devices=()), torch.enable_grad():
         while not loop.ended():
@@ -100,7 +101,7 @@ class _Loop:
         groups: Sequence[Group],
         training: Training,
         plan: Plan,
-        file: Path,
+        file: Path | None,
         after_step: Callable[[], None],
     ) -> None:
         self.graph, self.training, self.plan, self.file, self._after_step = graph, training, plan, file, after_step
@@ -156,6 +157,8 @@ class _Loop:
 
     def save(self) -> None:
         """Write what is needed to go on behind this epoch."""
+        if self.file is None:
+            return
         state = {
             "module": self.graph.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -168,7 +171,7 @@ class _Loop:
         unfinished.replace(self.file)
 
     def restore(self) -> None:
-        if not self.file.exists():
+        if self.file is None or not self.file.exists():
             return
         state: dict[str, Any] = torch.load(self.file, weights_only=True)
         self.graph.module.load_state_dict(state["module"])

@@ -1,0 +1,193 @@
+"""What is trained is what ships: placement, bits, batch norms, agreement with the runtimes, and that training helps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from temper.core.context import Context
+from temper.core.errors import TrialError, UsageError
+from temper.core.graph import Graph
+from temper.core.runtime import Runtime
+from temper.core.technique import applied
+from temper.core.training import Batch, Training
+from temper.graph.facts import weighted_layers
+from temper.graph.quantizers import is_quantizer
+from temper.graph.surgery import tensor_of
+from temper.hardware.detect import this_host
+from temper.runtimes.onnxruntime import OnnxRuntime
+from temper.runtimes.openvino import OpenVino
+from temper.techniques.quantization.aware_training import QuantizationAwareTraining
+from tests.models import graph_of, images, randomized
+
+COUNT, SIZE = 6, 32
+
+
+class Net(nn.Module):
+    """Convolutions with batch norms, one of negative gamma, around a shortcut, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.third = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm1(self.first(x)))
+        y = torch.relu(self.norm2(self.second(y)) + y)
+        return self.head(torch.relu(self.third(y)).mean((2, 3)))
+
+
+@pytest.fixture
+def net() -> Graph:
+    torch.manual_seed(3)
+    model = randomized(Net()).eval()
+    with torch.no_grad():
+        model.norm1.weight[0] = -0.7
+    return graph_of(model, images(4, size=8))
+
+
+def training_for(graph: Graph) -> Training:
+    """The float graph's own answers as targets."""
+    with torch.no_grad():
+        found: list[Batch] = [((images(SIZE + index),), graph(images(SIZE + index))[0]) for index in range(COUNT)]
+    return Training(
+        batches=lambda size, epoch: found,
+        selection=lambda size: found[:1],
+        loss=lambda outputs, targets: nn.functional.mse_loss(outputs[0], targets),
+        deadline=math.inf,
+        folder=None,
+        tell=lambda line: None,
+    )
+
+
+def context_for(graph: Graph, runtime: Runtime | None = None, **changed: Any) -> Context:
+    given: dict[str, Any] = {
+        "runtime": runtime or OnnxRuntime(),
+        "target": this_host(),
+        "seed": 1,
+        "calibration": (images(SIZE).numpy(),),
+        "training": training_for(graph),
+    }
+    return Context(**{**given, **changed})
+
+
+def trained(graph: Graph, runtime: Runtime | None = None, **knobs: Any) -> Graph:
+    settings: dict[str, Any] = {"epochs": 3, "batch": SIZE, "learning_rate": 0.02}
+    return applied(QuantizationAwareTraining(**{**settings, **knobs}), graph, context_for(graph, runtime))
+
+
+def bits_of(graph: Graph) -> dict[str, tuple[int, int]]:
+    """For each layer, the bits of its weight and of its input, by what its quantizers reach."""
+    found = {}
+    for layer in weighted_layers(graph):
+        read, weight = layer.args[0], layer.args[1]
+        assert is_quantizer(read)
+        assert is_quantizer(weight)
+        name = str(weight.args[0].target).removesuffix(".weight")  # type: ignore[union-attr]
+        found[name] = (_bits(weight), _bits(read))
+    return found
+
+
+def _bits(quantizer: Any) -> int:
+    low, high = quantizer.args[3:5]
+    return math.ceil(math.log2(high - low + 1))
+
+
+def loss(graph: Graph, reference: Graph) -> float:
+    x = images(97)
+    with torch.no_grad():
+        return float(nn.functional.mse_loss(graph(x)[0], reference(x)[0]))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_training_beats_the_ranges_that_it_starts_from(net: Graph, bits: int) -> None:
+    start = trained(net, num_bits=bits, epochs=1, learning_rate=1e-9, ends_bits=bits)
+    end = trained(net, num_bits=bits, epochs=12, ends_bits=bits)
+    assert loss(end, net) < (0.7 if bits < 8 else 1.0) * loss(start, net)
+
+
+def test_bits_of_layers(net: Graph) -> None:
+    assert bits_of(trained(net, num_bits=4, epochs=1)) == {
+        "first": (8, 8),
+        "second": (4, 4),
+        "third": (4, 4),
+        "head": (8, 8),
+    }
+    mixed = trained(net, num_bits=4, weight_bits=3, activation_bits=5, ends_bits=6, layer_bits="third=2", epochs=1)
+    assert bits_of(mixed) == {"first": (6, 6), "second": (3, 5), "third": (2, 2), "head": (6, 6)}
+    with pytest.raises(UsageError, match="'fourth=2'.*first, second, third, head"):
+        trained(net, layer_bits="fourth=2")
+    with pytest.raises(UsageError, match="2 to 8 bits"):
+        trained(net, layer_bits="third=9")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weights_have_no_more_values_than_their_bits_allow(net: Graph, bits: int) -> None:
+    graph = trained(net, num_bits=bits, ends_bits=bits, epochs=1)
+    for layer in weighted_layers(graph):
+        quantizer = layer.args[1]
+        weight, scale, zero = (tensor_of(graph.module, each) for each in quantizer.args[:3])  # type: ignore[union-attr]
+        rounded = torch.ops.temper.fake_quantize(weight, scale, zero, *quantizer.args[3:])  # type: ignore[union-attr]
+        assert all(len(channel.unique()) <= 2**bits for channel in rounded)
+
+
+@pytest.mark.parametrize("runtime", [OnnxRuntime(), OpenVino(precision="f32")], ids=str)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_runtimes_compute_what_was_trained(net: Graph, runtime: Runtime, bits: int, tmp_path: Path) -> None:
+    """Folded batch norms and packed integers included: within one step of the output's own rounding."""
+    runtime.require()
+    graph = trained(net, runtime, num_bits=bits)
+    assert not any("batch_norm" in str(node.target) for node in graph.module.graph.nodes)
+    runtime.export(graph, tmp_path)
+    assert runtime.executed(tmp_path, graph.schema)["int8"] > 0
+    x = images(16)
+    with torch.no_grad():
+        expected = graph(x)[0].numpy()
+    (found,) = runtime.load(tmp_path, graph.schema, 1).run(x.numpy())
+    close = np.isclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()).all(axis=1)
+    assert close.mean() >= 0.9  # a value on the border of two integers may fall to either side
+
+
+def test_folding_the_batch_norms_changes_no_integer(net: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs before and after the batch norms are folded into quantized layers."""
+    from temper.techniques.quantization import aware_training
+
+    fold, seen = aware_training.fold_quantized, []
+
+    def noted(graph: Graph, norms: Any) -> None:
+        x = images(16)
+        with torch.no_grad():
+            before = graph(x)[0]
+            fold(graph, norms)
+            seen.append((before, graph(x)[0]))
+
+    monkeypatch.setattr(aware_training, "fold_quantized", noted)
+    trained(net, num_bits=3)
+    ((before, after),) = seen
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+
+
+def test_scales_may_stay_as_they_are(net: Graph) -> None:
+    """With a rate of zero, only weights learn: the scales are those of the ranges, whatever was trained."""
+
+    def scales(graph: Graph) -> list[Tensor]:
+        return [tensor_of(graph.module, each.args[1]) for each in graph.module.graph.nodes if is_quantizer(each)]  # type: ignore
+
+    once, twice = (scales(trained(net, scale_rate=0.0, epochs=epochs, num_bits=4)) for epochs in (1, 3))
+    free = scales(trained(net, epochs=3, num_bits=4))
+    activations = [index for index, each in enumerate(once) if each.dim() == 0]
+    assert all(torch.equal(once[index], twice[index]) for index in activations)
+    assert not all(torch.equal(once[index], free[index]) for index in activations)
+
+
+def test_without_training_data_it_says_so(net: Graph) -> None:
+    with pytest.raises(TrialError, match="has training data and a loss"):
+        applied(QuantizationAwareTraining(), net, context_for(net, training=None))

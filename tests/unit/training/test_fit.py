@@ -1,0 +1,166 @@
+"""The training loop: that it learns, repeats itself, goes on where it was stopped, and ends in time."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from temper.core.errors import TrialError
+from temper.core.graph import Graph
+from temper.core.training import Batch, Training
+from temper.training.fit import Epoch, Group, Plan, fit
+from tests.models import graph_of, rows
+
+COUNT, SIZE = 8, 16
+
+
+def batch(seed: int) -> Batch:
+    """Points on a plane that the model can learn exactly."""
+    x = torch.randn(SIZE, 6, generator=torch.Generator().manual_seed(seed))
+    return (x,), (x @ torch.linspace(-1, 1, 6))[:, None]
+
+
+def training(folder: Path | None = None, **changed: Any) -> Training:
+    given: dict[str, Any] = {
+        "batches": lambda size, epoch: [batch(100 * epoch + index) for index in range(COUNT)],
+        "selection": lambda size: [batch(99_999)],
+        "loss": lambda outputs, targets: nn.functional.mse_loss(outputs[0], targets),
+        "deadline": math.inf,
+        "folder": folder,
+        "tell": lambda line: None,
+    }
+    return Training(**{**given, **changed})
+
+
+def graph() -> Graph:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+    return graph_of(model, rows(3, 6))
+
+
+def fitted(
+    trained: Graph, given: Training, *, after_step: Callable[[], None] = lambda: None, **plan: Any
+) -> list[Epoch]:
+    groups = [Group(parameters=list(trained.module.parameters()), decays=True)]
+    settings: dict[str, Any] = {"epochs": 4, "batch": SIZE, "learning_rate": 0.05, "optimizer": "sgd"}
+    return fit(trained, groups, given, Plan(**{**settings, **plan}), name="test", seed=1, after_step=after_step)
+
+
+def weights(trained: Graph) -> list[Tensor]:
+    return [each.detach().clone() for each in trained.module.parameters()]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_it_learns(optimizer: str) -> None:
+    history = fitted(graph(), training(), optimizer=optimizer, epochs=20)
+    assert history[-1].selection_loss < 0.2 * history[0].selection_loss
+    assert len(history) == 20
+
+
+def test_equal_seeds_give_equal_bits_and_leave_the_global_generator_alone() -> None:
+    found = []
+    for noise in (1, 2):
+        trained = graph()
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        fitted(trained, training())
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(weights(trained))
+    assert all(map(torch.equal, *found))
+
+
+def test_it_goes_on_behind_the_last_whole_epoch(tmp_path: Path) -> None:
+    whole = graph()
+    expected = fitted(whole, training(tmp_path / "whole"))
+    seen = 0
+
+    def stop() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 2 * COUNT + 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(graph(), training(tmp_path / "cut"), after_step=stop)
+    again, told = graph(), []
+    history = fitted(again, training(tmp_path / "cut", tell=told.append))
+    assert [each.loss for each in history] == [each.loss for each in expected]
+    assert all(map(torch.equal, weights(again), weights(whole)))
+    assert "goes on behind epoch 2" in told[0]
+    assert len(told) == 3
+
+
+def test_rates_rise_and_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *arguments: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    fitted(graph(), training(), epochs=5, warmup=0.2)
+    assert len(rates) == 5 * COUNT
+    top = max(range(len(rates)), key=rates.__getitem__)
+    assert 0.1 * len(rates) < top < 0.3 * len(rates)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 0.01 * 0.05
+
+
+def test_it_ends_in_time_with_the_rate_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock runs a second a step: half of the steps fit, and the schedule is through by then."""
+    clock, rates = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    trained = graph()
+
+    def tick() -> None:
+        clock[0] += 1
+
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *arguments: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    history = fitted(trained, training(deadline=2.0 * COUNT), after_step=tick, epochs=4)
+    assert len(history) == 2
+    assert len(rates) == 2 * COUNT
+    assert rates[-1] < 0.05 * max(rates)
+    with pytest.raises(TrialError, match="before the first step"):
+        fitted(graph(), training(deadline=clock[0]))
+
+
+def test_it_ends_when_selection_gets_no_better() -> None:
+    worse = iter(range(100))
+
+    def loss(outputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        grown = 0.0 if torch.is_grad_enabled() else float(next(worse))
+        return nn.functional.mse_loss(outputs[0], targets) * 1e-6 + grown
+
+    history = fitted(graph(), training(loss=loss), epochs=9, patience=2)
+    assert len(history) == 3
+
+
+def test_what_cannot_be_trained_is_said() -> None:
+    with pytest.raises(TrialError, match="diverged"):
+        fitted(graph(), training(loss=lambda outputs, targets: outputs[0].mean() * math.nan))
+    with pytest.raises(TrialError, match="does not hold one batch"):
+        fitted(graph(), training(batches=lambda size, epoch: []))
+
+
+def test_groups_have_rates_of_their_own() -> None:
+    trained = graph()
+    first, second, third, fourth = trained.module.parameters()
+    before = weights(trained)
+    groups = [Group(parameters=[first, second], rate=0.0), Group(parameters=[]), Group(parameters=[third])]
+    plan = Plan(epochs=1, batch=SIZE, learning_rate=0.1, optimizer="sgd")
+    fit(trained, groups, training(), plan, name="test", seed=0)
+    moved = [not torch.equal(*pair) for pair in zip(before, (first, second, third, fourth))]
+    assert moved == [False, False, True, False]
