@@ -88,7 +88,7 @@ def _latency(
 
     Both are timed together, so that they are ordered rightly even if the one before was measured in a bad moment.
     """
-    best = baseline(history, workshop.goal)
+    best = baseline(history, workshop.goal) or next((trial for trial in history if trial.measured), None)
     contestants = [folder] if best is None else [workshop.artifact_of(best), folder]
     timings = workshop.time(contestants, part, rounds=ROUNDS, block_s=BLOCK_S, time_s=time_s)
     ratio = timings[-1].ratio_to(timings[0])
