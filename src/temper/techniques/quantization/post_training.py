@@ -32,7 +32,7 @@ from temper.graph.sensitivity import sensitivities
 from temper.graph.surgery import clean
 from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
 from temper.techniques.quantization._placement import quantized_edges, range_sources
-from temper.techniques.quantization._ranges import batches, histograms, joint_range
+from temper.techniques.quantization._ranges import Histogram, batches, histograms, joint_range
 
 SENSITIVITY_EXAMPLES = 16
 
@@ -85,15 +85,14 @@ class PostTrainingQuantization(Technique):
         kept: list[Node] = []
         if self.float_layers:
             trial = graph.copy()
-            self._quantize(trial, context.calibration, scheme, [])
+            self._quantize(trial, context, scheme, [])
             names = most_sensitive(trial, context.calibration, self.float_layers)
             kept = [node for node in layers if node.name in names]
-        self._quantize(graph, context.calibration, scheme, kept)
+        self._quantize(graph, context, scheme, kept)
         return graph
 
-    def _quantize(
-        self, graph: Graph, calibration: tuple[Array, ...], scheme: IntegerScheme, kept: Sequence[Node]
-    ) -> None:
+    def _quantize(self, graph: Graph, context: Context, scheme: IntegerScheme, kept: Sequence[Node]) -> None:
+        assert context.calibration is not None
         layers = [layer for layer in float_layers(graph) if layer not in kept]
         edges = quantized_edges(
             graph,
@@ -102,8 +101,12 @@ class PostTrainingQuantization(Technique):
             fuses_activations=scheme.fuses_activations,
         )
         sources = range_sources(edges)
-        seen = histograms(graph, calibration, {each for group in sources.values() for each in group}, self.ranges)
+        seen = histograms(
+            graph, context.calibration, {each for group in sources.values() for each in group}, self.ranges
+        )
         signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
+        if set(scheme.signed_with) & set(context.target.features):
+            signed |= {source for source in sources.values() if _is_negative_input(source, seen)}
         for node, consumers in edges.items():
             if not all(each in seen for each in sources[node]):
                 continue
@@ -116,6 +119,11 @@ class PostTrainingQuantization(Technique):
             if scheme.integer_bias:
                 quantize_bias(graph, layer)
         clean(graph.module)
+
+
+def _is_negative_input(source: tuple[Node, ...], seen: Mapping[Node, Histogram]) -> bool:
+    """Whether an input of the graph, with negative values, is what the range is of."""
+    return any(each.op == "placeholder" and each in seen and seen[each].low < 0 for each in source)
 
 
 def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[Node, ...]]) -> set[tuple[Node, ...]]:
