@@ -28,13 +28,17 @@ several ways, the fastest that keeps the quality is shown. ~~Struck out~~ is wha
 metric against the original model on the same examples (1 % of perplexity; where there are no labels, one point of
 agreement with the original or, with random weights, of cosine). The last columns compare temper with the best float or
 int8 peer that keeps the quality: "faster" where the whole 95 % interval of the ratio is under 1, "level" up to 1.05.
+
+The rows were made on machines of two kinds, which prefer different things: where a processor has matrix units (AMX),
+bfloat16 is as fast as 8 bits on small networks, and the best artifact may then be the unchanged model.
 """
 
 SUMMARY = """\
 Times against temper's artifact, batch 1, one thread: above 1 is slower than temper. Each peer stands with the fastest
 of its variants that loses at most one point on the same examples (1 % of perplexity); struck out is what loses more.
 The last two columns turn it around: temper's time over that of the best peer, float or int8, with one thread and two.
-That temper loses no more than a point is proven for each of its artifacts, but where it says otherwise.
+That temper loses no more than a point is proven for each of its artifacts, but where it says otherwise. The two columns
+may come from different machines; the page says which.
 """
 MORE = "All contestants, intervals and versions: [benchmarks/breadth.md](benchmarks/breadth.md)."
 
@@ -43,7 +47,8 @@ def page(folder: Path, order: Sequence[str]) -> str:
     """The whole page: one table, and below it a section a row, in this order of names."""
     found = [read_json(folder / f"{name}.json") for name in order if (folder / f"{name}.json").exists()]
     lines = [_line(row, threads, entry) for row in found for threads, entry in row["threads"].items()]
-    names = ("model", "threads", "temper, ms", *COLUMNS, "best honest peer", "temper / best peer", "verdict")
+    judged = ("best honest peer", "temper / best peer", "verdict")
+    names = ("model", "threads", "machine", "temper, ms", *COLUMNS, *judged)
     sections = [section for row in found for section in _sections(row)]
     return "\n\n".join([INTRODUCTION.rstrip(), markdown(names, lines), *sections]) + "\n"
 
@@ -96,7 +101,15 @@ def _line(row: Entry, threads: str, entry: Entry) -> list[str]:
     temper = _temper(entry)
     milliseconds = "fails" if "failure" in temper else f"{temper['p50_s'] * 1e3:.3f}"
     cells = [_cell([each for each in entry["contestants"] if each["column"] == column]) for column in COLUMNS]
-    return [row["title"], threads, milliseconds, *cells, *verdict(entry)]
+    return [row["title"], threads, machine(entry), milliseconds, *cells, *verdict(entry)]
+
+
+def machine(entry: Entry) -> str:
+    """The maker of the processor, and the widest of its units for integers."""
+    host = entry["environment"]
+    units = (("amx_int8", "AMX"), ("avx512_vnni", "VNNI"), ("i8mm", "I8MM"), ("avx2", "AVX2"))
+    widest = next((unit for feature, unit in units if feature in host["features"]), "")
+    return f"{host['processor'].split()[0].partition('(')[0]} {widest}".strip()
 
 
 def _cell(variants: Sequence[Entry]) -> str:

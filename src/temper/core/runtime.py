@@ -112,6 +112,8 @@ class IntegerScheme:
     whole tensor, with a zero point, or groups of neighbours in a row, symmetrically; None if the runtime does not.
     `blocks`: it keeps weights of 4 or 8 bits with a scale a block, and quantizes activations in the same blocks.
     `fuses_activations`: every activation behind a convolution becomes part of it, rather than only those that clamp.
+    `signed_with`: with these features of the processor, convolutions read signed values with zero point 0 faster than
+    unsigned ones with another.
     """
 
     symmetric_matmul: bool
@@ -119,3 +121,4 @@ class IntegerScheme:
     dynamic: Literal["tensor", "rows"] | None = None
     blocks: bool = False
     fuses_activations: bool = False
+    signed_with: tuple[str, ...] = ()

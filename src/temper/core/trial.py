@@ -16,7 +16,7 @@ class Trial:
     """What was tried, what it cost and what came out.
 
     `measurements` holds, where they were taken: `score` and `drop` on the selection part, `latency_ratio` to the
-    run's anchor, `latency_s`, `size_bytes`, `memory_bytes`. A trial that failed says why in `reason`; one that the
+    run's first trial, `latency_s`, `size_bytes`, `memory_bytes`. A trial that failed says why in `reason`; one that the
     process did not survive is `interrupted`, one that the budget cut off `unfinished`, and both may be tried again.
     """
 
@@ -37,7 +37,7 @@ class Trial:
         return self.measurements["drop"]
 
     def minimized(self, goal: Goal) -> Measurement:
-        """The minimized quantity: the latency ratio to the run's anchor, or bytes."""
+        """The minimized quantity: the latency ratio to the run's first trial, or bytes."""
         return self.measurements[OBJECTIVES[goal.minimize]]
 
     def objective(self, goal: Goal) -> float:

@@ -19,6 +19,11 @@ from temper.measure.worker import Worker
 WARM_UP_BLOCKS = 30
 STEADY = 0.05
 """A contestant is warm when two blocks in a row differ by less than this share."""
+SPINNING_S = 0.1
+"""How long threads of another process may still spin, waiting for its next call, and take a core from this one.
+
+With several threads that doubles the time of a call, so that so many seconds of calls are thrown away first.
+"""
 UNDISTURBED = 0.9
 """Least share of a block that the processor must have worked for us, with one thread."""
 
@@ -92,12 +97,15 @@ def alternated(
 ) -> list[Timing]:
     """Warm up the workers, which answer `block(calls)`, then time them in turn."""
     deadline = deadline or Deadline()
-    calls = [_warm_up(worker, block_s, deadline) for worker in workers]
-    return _rounds(workers, calls, rounds=rounds, one_thread=one_thread, deadline=deadline)
+    plans = [_warm_up(worker, block_s, one_thread, deadline) for worker in workers]
+    return _rounds(workers, plans, rounds=rounds, one_thread=one_thread, deadline=deadline)
 
 
-def _warm_up(worker: Worker, block_s: float, deadline: Deadline) -> int:
-    """Run blocks until two in a row agree; how many calls make a block of at least `block_s` seconds."""
+def _warm_up(worker: Worker, block_s: float, one_thread: bool, deadline: Deadline) -> dict[str, int]:
+    """Run blocks until two in a row agree; how many calls make a block of `block_s` seconds, and how many before it.
+
+    The first calls after a pause find cold caches and, with several threads, cores that others still hold.
+    """
     first = typical(worker.call("block", time_s=deadline.left(), calls=2))
     calls = int(np.clip(block_s / first, 1, 2000))
     before = np.inf
@@ -106,7 +114,9 @@ def _warm_up(worker: Worker, block_s: float, deadline: Deadline) -> int:
         if abs(now - before) < STEADY * before:
             break
         before = now
-    return int(np.clip(np.ceil(block_s / now), 1, 2000))
+    calls = int(np.clip(np.ceil(block_s / now), 1, 2000))
+    settle = int(np.ceil(SPINNING_S / now)) if not one_thread else 0 if calls == 1 else max(1, calls // 8)
+    return {"calls": calls, "settle": settle}
 
 
 def typical(block: Mapping[str, Any]) -> float:
@@ -116,7 +126,7 @@ def typical(block: Mapping[str, Any]) -> float:
 
 
 def _rounds(
-    workers: Sequence[Worker], calls: Sequence[int], *, rounds: int, one_thread: bool, deadline: Deadline
+    workers: Sequence[Worker], plans: Sequence[Mapping[str, int]], *, rounds: int, one_thread: bool, deadline: Deadline
 ) -> list[Timing]:
     figures: list[list[float]] = [[] for _ in workers]
     singles: list[list[float]] = [[] for _ in workers]
@@ -126,9 +136,7 @@ def _rounds(
         order = range(len(workers)) if (kept + disturbed) % 2 == 0 else range(len(workers) - 1, -1, -1)
         blocks = {}
         for index in order:
-            # The first calls after a pause find cold caches; they are made and thrown away.
-            settle = 0 if calls[index] == 1 else max(1, calls[index] // 8)
-            blocks[index] = workers[index].call("block", time_s=deadline.left(), calls=calls[index], settle=settle)
+            blocks[index] = workers[index].call("block", time_s=deadline.left(), **plans[index])
         shares = [block["processor_share"] for block in blocks.values()]
         if one_thread and disturbed < rounds and min(shares) < UNDISTURBED:
             disturbed += 1

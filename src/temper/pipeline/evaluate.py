@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from temper.core.artifact import Artifact
@@ -83,12 +84,17 @@ def counted_bytes(artifact: Path) -> Measurement:
 def _latency(
     workshop: Workshop, folder: Path, part: str, history: Sequence[Trial], time_s: float
 ) -> dict[str, Measurement]:
-    """Latency, and its ratio to the run's anchor: the first trial that was measured."""
-    anchor = next((trial for trial in history if trial.measured), None)
-    contestants = [folder] if anchor is None else [workshop.artifact_of(anchor), folder]
+    """Latency, and its ratio to the first trial of the run, by way of the best float runtime so far.
+
+    Both are timed together, so that they are ordered rightly even if the one before was measured in a bad moment.
+    """
+    best = baseline(history, workshop.goal) or next((trial for trial in history if trial.measured), None)
+    contestants = [folder] if best is None else [workshop.artifact_of(best), folder]
     timings = workshop.time(contestants, part, rounds=ROUNDS, block_s=BLOCK_S, time_s=time_s)
     ratio = timings[-1].ratio_to(timings[0])
-    return {"latency_s": timings[-1].latency(), "latency_ratio": ratio}
+    unit = 1.0 if best is None else best.measurements["latency_ratio"].value
+    scaled = replace(ratio, value=unit * ratio.value, lower=unit * ratio.lower, upper=unit * ratio.upper)
+    return {"latency_s": timings[-1].latency(), "latency_ratio": scaled}
 
 
 def _is_hopeless(

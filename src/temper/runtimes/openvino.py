@@ -45,7 +45,12 @@ class OpenVino(Runtime):
     extra = "openvino"
     reads_onnx = True
     integers = IntegerScheme(
-        symmetric_matmul=True, integer_bias=False, dynamic="rows", blocks=True, fuses_activations=True
+        symmetric_matmul=True,
+        integer_bias=False,
+        dynamic="rows",
+        blocks=True,
+        fuses_activations=True,
+        signed_with=("amx_int8",),
     )
 
     precision: str = knob(

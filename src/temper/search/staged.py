@@ -48,7 +48,7 @@ def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     near, far = _by_distance(space, history)
     for compiles in (False, True):
         runtimes = [each for each in space.runtimes if each.compiles == compiles]
-        yield from _float_runtimes(runtimes)
+        yield from _float_runtimes(space, history, runtimes)
         yield from _repairs(space, history)
         yield from _chains(space, [each for each in near if each.compiles == compiles])
         yield from _touches(space, history, compiles=compiles)
@@ -59,8 +59,11 @@ def _stages(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     yield from _chains(space, far)
 
 
-def _float_runtimes(runtimes: Sequence[type[Runtime]]) -> Iterator[Recipe]:
-    """Every runtime as it comes, and in float32 where that is not what it does by default."""
+def _float_runtimes(space: Space, history: Sequence[Trial], runtimes: Sequence[type[Runtime]]) -> Iterator[Recipe]:
+    """Every runtime as it comes, and in float32 where that is not what it does by default.
+
+    Then those that are not far behind in the other float types that they may be asked for.
+    """
     for runtime in runtimes:
         default = runtime()
         yield Recipe(runtime=default)
@@ -68,6 +71,10 @@ def _float_runtimes(runtimes: Sequence[type[Runtime]]) -> Iterator[Recipe]:
             exact = next((each for each in _neighbours(default, free=False) if each.full_precision), None)
             if exact is not None:
                 yield Recipe(runtime=exact)
+    for near in _by_distance(space, history)[0]:
+        if type(near) in runtimes:
+            others = (each for each in _neighbours(near, free=False) if each.arithmetic != near.arithmetic)
+            yield from (Recipe(runtime=each) for each in others)
 
 
 def _by_distance(space: Space, history: Sequence[Trial]) -> tuple[list[Runtime], list[Runtime]]:

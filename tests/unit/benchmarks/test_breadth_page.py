@@ -10,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import breadth_page
 
+HOST = {"processor": "a chip", "cores": 2, "features": ["avx2"]}
+
 
 def contestant(column: str, ratio: float, *, kept: bool = True, spread: float = 0.01) -> dict[str, Any]:
     measured = {"p50_s": ratio / 1000, "score": 0.9, "drop": 0.0, "drop_bound": 0.001, "kept": kept}
@@ -54,13 +56,25 @@ def test_an_artifact_that_misses_the_quality_has_not_won() -> None:
     assert breadth_page.verdict(missed)[2] == "misses the quality"
 
 
+@pytest.mark.parametrize(
+    ("processor", "features", "words"),
+    [
+        ("AMD EPYC 9R14", ["avx2", "avx512_vnni"], "AMD VNNI"),
+        ("Intel(R) Xeon(R) Processor", ["avx512_vnni", "amx_int8"], "Intel AMX"),
+        ("Neoverse", [], "Neoverse"),
+    ],
+)
+def test_rows_say_which_machine_they_are_from(processor: str, features: list[str], words: str) -> None:
+    assert breadth_page.machine({"environment": {"processor": processor, "features": features}}) == words
+
+
 def test_temper_itself_is_no_peer() -> None:
     alone = entry({**contestant("", 0.5), "name": "temper again (noise)"})
     assert breadth_page.verdict(alone)[2] == "no comparison"
 
 
 def row(*contestants: dict[str, Any]) -> dict[str, Any]:
-    about = {"date": "2026-01-01", "environment": {"processor": "a chip", "cores": 2}, "versions": {"torch": "2"}}
+    about = {"date": "2026-01-01", "environment": HOST, "versions": {"torch": "2"}}
     about |= {"budget": "1m", "rounds": 3, "verdict": "ACCEPT", "reason": "it is so"}
     return {
         "title": "A model",
@@ -81,7 +95,7 @@ def test_the_page_shows_the_fastest_honest_way_strikes_out_the_rest_and_says_wha
     (tmp_path / "one.json").write_text(json.dumps(row(*contestants)), encoding="utf-8")
     page = breadth_page.page(tmp_path, ["one", "not made yet"])
     line = next(line for line in page.splitlines() if line.startswith("| A model"))
-    cells = dict(zip(breadth_page.COLUMNS, (cell.strip() for cell in line.split("|")[4:])))
+    cells = dict(zip(breadth_page.COLUMNS, (cell.strip() for cell in line.split("|")[5:])))
     assert (cells["OpenVINO"], cells["torchao PT2E"], cells["torch.compile"]) == ("1.20", "~~0.80~~", "fails")
     assert cells["torch eager"] == "–"
     assert "no such kernel" in page

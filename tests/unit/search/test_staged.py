@@ -80,6 +80,14 @@ def test_a_float_type_that_is_not_fast_on_the_target_is_never_proposed() -> None
     assert proposed(lambda kind: kind == "float32") == {"float32"}
 
 
+@pytest.mark.parametrize(("ratio", "tried"), [(1.5, True), (4.0, False)])
+def test_a_runtime_not_far_behind_is_tried_in_its_other_float_types(ratio: float, tried: bool) -> None:
+    runtimes = tuple(catalog.get(Runtime, name) for name in ("onnxruntime", "torch_compiled"))
+    judge = {"onnxruntime": (1.0, 0.0), "torch_compiled": (ratio, 0.0)}
+    found = run(replace(space(techniques=False), runtimes=runtimes), lambda recipe: judge[recipe.runtime.name])
+    assert ("torch_compiled(precision=bf16)" in [str(each.recipe) for each in found]) == tried
+
+
 def test_nothing_is_proposed_twice_and_the_space_ends() -> None:
     found = run(space(), lambda recipe: (1.0 - 0.1 * len(recipe.techniques), 0.0))
     keys = [each.recipe.key for each in found]

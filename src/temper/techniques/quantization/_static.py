@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from temper.core.context import Context
 from temper.core.graph import Graph
-from temper.core.runtime import IntegerScheme
-from temper.core.schema import Array
 from temper.graph.facts import CONVOLUTIONS, LINEAR, MATRIX_PRODUCTS, is_call
 from temper.graph.surgery import clean
 from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
 from temper.techniques.quantization._placement import quantized_edges, range_sources
-from temper.techniques.quantization._ranges import histograms, joint_range
+from temper.techniques.quantization._ranges import Histogram, histograms, joint_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,7 @@ class Ranges:
 
 def quantize(
     graph: Graph,
-    calibration: tuple[Array, ...],
-    scheme: IntegerScheme,
+    context: Context,
     *,
     layers: Sequence[Node],
     skipped: Sequence[Node],
@@ -55,12 +53,18 @@ def quantize(
 ) -> None:
     """Put quantizers at the layers, and where they join others in integers, in place; `skipped` layers stay in float.
 
-    Activations that only move, or are joined, have one scale between them.
+    They suit the context's runtime on its target. Activations that only move, or are joined, have one scale between
+    them.
     """
+    scheme, calibration = context.runtime.integers, context.calibration
+    assert scheme is not None
+    assert calibration is not None
     edges = quantized_edges(graph, everywhere=everywhere, skipped=skipped, fuses_activations=scheme.fuses_activations)
     sources = range_sources(edges)
     seen = histograms(graph, calibration, {each for group in sources.values() for each in group}, ranges.method)
     signed = _signed(edges, sources) if scheme.symmetric_matmul else set()
+    if set(scheme.signed_with) & set(context.target.features):
+        signed |= {source for source in sources.values() if _is_negative_input(source, seen)}
     shared: dict[tuple[tuple[Node, ...], int], Node] = {}
     for node, consumers in edges.items():
         if not all(each in seen for each in sources[node]):
@@ -80,6 +84,11 @@ def quantize(
         if integer_bias:
             quantize_bias(graph, layer)
     clean(graph.module)
+
+
+def _is_negative_input(source: tuple[Node, ...], seen: Mapping[Node, Histogram]) -> bool:
+    """Whether an input of the graph, with negative values, is what the range is of."""
+    return any(each.op == "placeholder" and each in seen and seen[each].low < 0 for each in source)
 
 
 def _signed(edges: Mapping[Node, Sequence[Node]], sources: Mapping[Node, tuple[Node, ...]]) -> set[tuple[Node, ...]]:

@@ -82,13 +82,11 @@ class QuantizationAwareTraining(Technique):
         training, scheme = context.training, context.runtime.integers
         assert training is not None
         assert scheme is not None
-        assert context.calibration is not None
         folded = fold_batch_norms(graph)
         layers = float_layers(graph)
         quantize(
             graph,
-            context.calibration,
-            scheme,
+            context,
             layers=layers,
             skipped=(),
             ranges=Ranges(method="mse"),

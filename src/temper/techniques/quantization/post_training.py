@@ -74,19 +74,16 @@ class PostTrainingQuantization(Technique):
         kept: list[Node] = []
         if self.float_layers:
             trial = graph.copy()
-            self._quantize(trial, context.calibration, scheme, [])
+            self._quantize(trial, context, scheme, [])
             names = most_sensitive(trial, context.calibration, self.float_layers)
             kept = [node for node in layers if node.name in names]
-        self._quantize(graph, context.calibration, scheme, kept)
+        self._quantize(graph, context, scheme, kept)
         return graph
 
-    def _quantize(
-        self, graph: Graph, calibration: tuple[Array, ...], scheme: IntegerScheme, kept: Sequence[Node]
-    ) -> None:
+    def _quantize(self, graph: Graph, context: Context, scheme: IntegerScheme, kept: Sequence[Node]) -> None:
         quantize(
             graph,
-            calibration,
-            scheme,
+            context,
             layers=[layer for layer in float_layers(graph) if layer not in kept],
             skipped=kept,
             ranges=Ranges(method=self.ranges, percentile=self.percentile),

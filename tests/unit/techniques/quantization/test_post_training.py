@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -25,9 +25,10 @@ from temper.techniques.quantization.post_training import PostTrainingQuantizatio
 from tests.models import Residual, Transformer, graph_of, images, randomized, tokens
 
 
-def context(runtime: Runtime, calibration: Array | None) -> Context:
+def context(runtime: Runtime, calibration: Array | None, *features: str) -> Context:
+    """For a processor with these features alone, whatever this host has."""
     arrays = None if calibration is None else (calibration,)
-    return Context(runtime=runtime, target=this_host(), seed=0, calibration=arrays)
+    return Context(runtime=runtime, target=replace(this_host(), features=features), seed=0, calibration=arrays)
 
 
 @dataclass
@@ -35,8 +36,8 @@ class Case:
     graph: Graph
     calibration: Array
 
-    def quantized(self, runtime: Runtime, **knobs: object) -> Graph:
-        return applied(PostTrainingQuantization(**knobs), self.graph, context(runtime, self.calibration))
+    def quantized(self, runtime: Runtime, *features: str, **knobs: object) -> Graph:
+        return applied(PostTrainingQuantization(**knobs), self.graph, context(runtime, self.calibration, *features))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,10 @@ def test_signedness_follows_the_runtime(residual: Case, transformer: Case) -> No
     for case in (residual, transformer):
         assert types(case.quantized(OnnxRuntime()), (*CONVOLUTIONS, *LINEAR)) == {(0, 255)}
     assert types(residual.quantized(OpenVino()), CONVOLUTIONS) == {(0, 255)}
+    assert types(residual.quantized(OnnxRuntime(), "amx_int8"), CONVOLUTIONS) == {(0, 255)}
+    matrix_units = quantizers_before(residual.quantized(OpenVino(), "amx_int8"), CONVOLUTIONS)
+    assert matrix_units[0] == (-128, 127, 0)
+    assert {each[:2] for each in matrix_units[1:]} == {(0, 255)}
     assert set(quantizers_before(transformer.quantized(OpenVino()), LINEAR)) == {(-128, 127, 0)}
 
 
