@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from temper.core.task import Task
     from temper.pipeline.optimize import Result, optimize
     from temper.pipeline.verify import verify
+    from temper.techniques.quantization.aware_training import QuantizationAwareTraining
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ _HOMES = {
     "Data": "temper.core.data",
     "Goal": "temper.core.goal",
     "Metric": "temper.core.metric",
+    "QuantizationAwareTraining": "temper.techniques.quantization.aware_training",
     "Recipe": "temper.core.recipe",
     "Result": "temper.pipeline.optimize",
     "Task": "temper.core.task",
@@ -36,6 +38,7 @@ __all__ = [
     "Data",
     "Goal",
     "Metric",
+    "QuantizationAwareTraining",
     "Recipe",
     "Result",
     "Task",
