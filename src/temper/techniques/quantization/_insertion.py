@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from temper.core.graph import Graph
 from temper.graph.quantizers import FAKE_QUANTIZE, is_quantizer
-from temper.graph.surgery import add_tensor, tensor_of
+from temper.graph.surgery import add_tensor, set_tensor, tensor_of
 from temper.techniques.quantization._ranges import weight_scales
 
 BIASES = (-(2**31), 2**31 - 1)
@@ -30,30 +30,36 @@ def affine(low: float, high: float, *, symmetric: bool, bits: int = 8) -> tuple[
     return torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.int32), (0, 2**bits - 1)
 
 
-def quantize_weight(graph: Graph, layer: Node, ranges: str, *, integer_bias: bool, bits: int = 8) -> None:
-    integers = weight_integers(bits)
-    node = layer.args[1]
+def quantize_weight(graph: Graph, layer: Node, ranges: str, *, bits: int = 8) -> None:
+    node, integers = layer.args[1], weight_integers(bits)
     weight = tensor_of(graph.module, node)
     assert isinstance(node, Node)
     assert weight is not None
     scales = weight_scales(weight.detach(), integers, ranges)
-    if integer_bias and (bias := _stored_bias(graph, layer)) is not None:
-        # Where the weights are tiny, or all zero, their own scale would push the bias out of its integers.
-        reach = bias.abs() / (_input_scale(graph, layer) * LARGEST_BIAS)
-        scales = torch.maximum(scales, reach.to(scales.dtype))
     insert(graph, node, [layer], scales, torch.zeros_like(scales, dtype=torch.int32), integers, axis=0)
 
 
 def quantize_bias(graph: Graph, layer: Node) -> None:
-    """The bias in the units of the integer accumulator, so that rounding it costs next to nothing."""
-    if _stored_bias(graph, layer) is None:
+    """The bias in the units of the integer accumulator, so that rounding it costs next to nothing.
+
+    Where the weights of a channel are tiny, or all zero, their scale would push the bias out of its integers: it is
+    raised there.
+    """
+    values = _stored_bias(graph, layer)
+    if values is None:
         return
     bias, weight = layer.args[2], layer.args[1]
     assert isinstance(bias, Node)
     assert isinstance(weight, Node)
+    assert isinstance(weight.args[1], Node)
     scales = tensor_of(graph.module, weight.args[1])
     assert scales is not None
-    scale = _input_scale(graph, layer) * scales
+    read = _input_scale(graph, layer)
+    reach = (values.abs() / (read * LARGEST_BIAS)).to(scales.dtype)
+    if bool((reach > scales).any()):
+        scales = torch.maximum(scales, reach)
+        set_tensor(graph.module, str(weight.args[1].target), scales)
+    scale = read * scales
     insert(graph, bias, [layer], scale, torch.zeros_like(scale, dtype=torch.int32), BIASES, axis=0)
 
 

@@ -80,7 +80,7 @@ def quantize(
             ends = joint_range(observed, ranges.method, ranges.percentile, symmetric=symmetric, bits=width)
             shared[key] = insert(graph, node, readers, *affine(*ends, symmetric=symmetric, bits=width))
     for layer in layers:
-        quantize_weight(graph, layer, ranges.method, integer_bias=integer_bias, bits=bits.weight(layer))
+        quantize_weight(graph, layer, ranges.method, bits=bits.weight(layer))
         if integer_bias:
             quantize_bias(graph, layer)
     clean(graph.module)
