@@ -76,7 +76,7 @@ def interleaved(
     """Time the artifacts against each other, in the order given; the same folder may stand in the list twice.
 
     Every contestant has a process of its own, all of them on the same leased cores; in each round every one runs a
-    block of at least `block_s` seconds while the others wait, in an order that turns around from round to round.
+    block of at least `block_s` seconds while the others wait, in a random order that turns around in the next round.
     Rounds in which the processor was taken away (seen by its own time against the clock's) are repeated, at most as
     often again as there are rounds. Raises: WorkerError if a process fails, or all takes longer than `time_s` from
     when the cores are free.
@@ -132,8 +132,10 @@ def _rounds(
     singles: list[list[float]] = [[] for _ in workers]
     disturbed = 0
     kept = 0
+    rng, order = np.random.default_rng(0), list(range(len(workers)))
     while kept < rounds:
-        order = range(len(workers)) if (kept + disturbed) % 2 == 0 else range(len(workers) - 1, -1, -1)
+        # Whoever ran before leaves caches and clocks behind, so that everyone follows everyone else.
+        order = rng.permutation(len(workers)).tolist() if (kept + disturbed) % 2 == 0 else order[::-1]
         blocks = {}
         for index in order:
             blocks[index] = workers[index].call("block", time_s=deadline.left(), **plans[index])

@@ -57,9 +57,27 @@ def test_a_drift_of_the_machine_cancels_out() -> None:
     assert ratio.value == pytest.approx(1, abs=1e-6)
 
 
-def test_the_order_turns_around_from_round_to_round() -> None:
-    _, order = timings(lambda n: 1e-3, lambda n: 1e-3, lambda n: 1e-3, rounds=4)
-    assert "".join(order[-12:]) in ("012210012210", "210012210012")
+def test_everyone_follows_everyone_and_the_order_turns_around() -> None:
+    _, order = timings(lambda n: 1e-3, lambda n: 1e-3, lambda n: 1e-3, rounds=40)
+    rounds = ["".join(order[start : start + 3]) for start in range(len(order) - 120, len(order), 3)]
+    assert all(sorted(each) == ["0", "1", "2"] for each in rounds)
+    assert all(there == back[::-1] for there, back in zip(rounds[::2], rounds[1::2]))
+    assert len(set(rounds)) == 6
+
+
+def test_several_threads_settle_until_those_of_others_have_stopped_spinning() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Noting(Contestant):
+        def call(self, command: str, *, time_s: float, calls: int, settle: int = 0) -> dict:
+            asked.append((calls, settle))
+            return super().call(command, time_s=time_s, calls=calls, settle=settle)
+
+    contestant = Noting("0", lambda n: 2e-3, [])
+    alternated([contestant], rounds=1, block_s=0.01, one_thread=False)
+    assert asked[-1] == (5, 50)
+    alternated([contestant], rounds=1, block_s=0.01, one_thread=True)
+    assert asked[-1] == (5, 1)
 
 
 def test_rounds_that_were_disturbed_are_repeated_but_not_forever() -> None:
