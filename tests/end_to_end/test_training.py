@@ -1,15 +1,16 @@
 """Techniques that train: the training part is made again in the process that trains, and nothing is trained twice."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from temper.core.goal import Goal
 from temper.core.journal import Journal
 from temper.core.recipe import Recipe
+from temper.core.task import Task
 from temper.pipeline.optimize import optimize
 from temper.pipeline.prepare import Prepared, prepare
 from temper.pipeline.run_folder import RunFolder
@@ -146,19 +147,17 @@ def test_the_search_trains_without_options(trainable: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture
-def reasons(trainable: Path, folder: RunFolder) -> Iterator[Any]:
-    def told(task: Any) -> str:
+def reasons(folder: RunFolder) -> Callable[[Task], str]:
+    def told(task: Task) -> str:
         lines: list[str] = []
         found = prepare(task, Goal(), 0, folder, lines.append)
         assert found.training is None
         return "\n".join(lines)
 
-    yield told
+    return told
 
 
-def test_a_training_part_that_cannot_be_used_is_said(trainable: Path, reasons: Any) -> None:
-    from dataclasses import replace
-
+def test_a_training_part_that_cannot_be_used_is_said(trainable: Path, reasons: Callable[[Task], str]) -> None:
     task = load_task(f"{trainable}:trainable")
     assert "file.py:name" in reasons(replace(task, source=None))
     assert "has no loss of its own" in reasons(replace(task, metric="cosine"))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     """Inputs in the order of the graph's, each (examples, ...), and targets (examples, ...)."""
     Loss = Callable[[tuple[Tensor, ...], Tensor], Tensor]
     """From the graph's flat outputs and the targets to a scalar, the mean over the examples."""
+else:
+    Batch = Loss = Any
 
 
 class Batches(Protocol):
@@ -28,7 +30,7 @@ class Training:
 
     `batches(size, epoch)` are those of one epoch, in an order of that epoch's own, all but perhaps the last of that
     size; a source that comes in batches keeps its own. `selection(size)` never changes. Training ends at `deadline`,
-    in seconds of `time.monotonic`. `folder` is where checkpoints lie, None for none, and `tell` receives lines of progress.
+    in seconds of `time.monotonic`. `folder` is where checkpoints lie, None for none; `tell` receives lines of progress.
     """
 
     batches: "Callable[[int, int], Batches]"

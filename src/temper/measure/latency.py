@@ -101,7 +101,7 @@ def alternated(
     return _rounds(workers, plans, rounds=rounds, one_thread=one_thread, deadline=deadline)
 
 
-def _warm_up(worker: Worker, block_s: float, one_thread: bool, deadline: Deadline) -> dict[str, int]:
+def _warm_up(worker: Worker, block_s: float, one_thread: bool, deadline: Deadline) -> tuple[int, int]:
     """Run blocks until two in a row agree; how many calls make a block of `block_s` seconds, and how many before it.
 
     The first calls after a pause find cold caches and, with several threads, cores that others still hold.
@@ -116,7 +116,7 @@ def _warm_up(worker: Worker, block_s: float, one_thread: bool, deadline: Deadlin
         before = now
     calls = int(np.clip(np.ceil(block_s / now), 1, 2000))
     settle = int(np.ceil(SPINNING_S / now)) if not one_thread else 0 if calls == 1 else max(1, calls // 8)
-    return {"calls": calls, "settle": settle}
+    return calls, settle
 
 
 def typical(block: Mapping[str, Any]) -> float:
@@ -126,7 +126,7 @@ def typical(block: Mapping[str, Any]) -> float:
 
 
 def _rounds(
-    workers: Sequence[Worker], plans: Sequence[Mapping[str, int]], *, rounds: int, one_thread: bool, deadline: Deadline
+    workers: Sequence[Worker], plans: Sequence[tuple[int, int]], *, rounds: int, one_thread: bool, deadline: Deadline
 ) -> list[Timing]:
     figures: list[list[float]] = [[] for _ in workers]
     singles: list[list[float]] = [[] for _ in workers]
@@ -138,7 +138,8 @@ def _rounds(
         order = rng.permutation(len(workers)).tolist() if (kept + disturbed) % 2 == 0 else order[::-1]
         blocks = {}
         for index in order:
-            blocks[index] = workers[index].call("block", time_s=deadline.left(), **plans[index])
+            calls, settle = plans[index]
+            blocks[index] = workers[index].call("block", time_s=deadline.left(), calls=calls, settle=settle)
         shares = [block["processor_share"] for block in blocks.values()]
         if one_thread and disturbed < rounds and min(shares) < UNDISTURBED:
             disturbed += 1

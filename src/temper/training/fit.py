@@ -1,5 +1,6 @@
 """The training loop that every training technique shares."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from temper.core.errors import MissingExtra, TrialError
@@ -16,6 +19,8 @@ from temper.core.training import Training
 from temper.graph.mode import set_training
 from temper.hardware.compiler import require_compiler
 
+MODULE, OPTIMIZER, PROGRESS = "module.", "optimizer.", "progress"
+"""What the names of a checkpoint's tensors begin with, and the key of the rest."""
 MOMENTUM = 0.9
 COMPILED_FROM = 300
 """Steps from which compiling, which takes a minute or so, is worth its time."""
@@ -77,7 +82,7 @@ def fit(
 
     Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
     """
-    file = None if training.folder is None else training.folder / f"{name}.pt"
+    file = None if training.folder is None else training.folder / f"{name}.safetensors"
     loop = _Loop(graph, groups, training, plan, file, after_step)
     loop.restore()
     with torch.random.fork_rng(devices=()), torch.enable_grad():
@@ -159,25 +164,32 @@ class _Loop:
         """Write what is needed to go on behind this epoch."""
         if self.file is None:
             return
-        state = {
-            "module": self.graph.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "step": self.step,
-            "history": [asdict(each) for each in self.history],
-        }
+        tensors = {f"{MODULE}{name}": value for name, value in self.graph.module.state_dict().items()}
+        for index, state in self._optimizer.state_dict()["state"].items():
+            held = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"{OPTIMIZER}{index}.{name}": value for name, value in held.items()}
+        told = json.dumps({"step": self.step, "history": [asdict(each) for each in self.history]})
         self.file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.file.with_suffix(".tmp")
-        torch.save(state, unfinished)
+        # Copies, because tensors that share memory cannot be stored as they are.
+        save_file({name: value.contiguous().clone() for name, value in tensors.items()}, unfinished, {PROGRESS: told})
         unfinished.replace(self.file)
 
     def restore(self) -> None:
         if self.file is None or not self.file.exists():
             return
-        state: dict[str, Any] = torch.load(self.file, weights_only=True)
-        self.graph.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        self.history = [Epoch(**each) for each in state["history"]]
+        with safe_open(self.file, "pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+            told = json.loads(stored.metadata()[PROGRESS])
+        module = {name.removeprefix(MODULE): value for name, value in tensors.items() if name.startswith(MODULE)}
+        self.graph.module.load_state_dict(module)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(OPTIMIZER):
+                index, _, kind = name.removeprefix(OPTIMIZER).partition(".")
+                state.setdefault(int(index), {})[kind] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        self.step, self.history = told["step"], [Epoch(**each) for each in told["history"]]
         self.training.tell(f"training goes on behind epoch {len(self.history)}")
 
     def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def test_each_channel_has_its_own_gradient(axis: int) -> None:
 
 
 def test_a_peer_agrees() -> None:
-    """PyTorch's own learnable quantizer, but for values that are cut and still rounded to an end: it lets those pass."""
+    """PyTorch's own learnable quantizer, but for values that are cut and still round to an end: it lets those pass."""
     for zero in (0.0, 3.0):
         x = torch.randn(200, generator=torch.Generator().manual_seed(1))
         v = x / 0.11 + zero

@@ -6,9 +6,9 @@ from temper.core.context import Context
 from temper.core.errors import NoEffect
 from temper.core.graph import Graph
 from temper.core.technique import Technique
+from temper.graph.batch_norms import fold_batch_norms
 from temper.graph.equivalence import check_unchanged, outputs
 from temper.graph.facts import foldable_batch_norms, has_foldable_batch_norm
-from temper.graph.patterns.batch_norms import fold_batch_norms
 from temper.graph.patterns.constants import has_foldable_constants
 
 

@@ -18,6 +18,7 @@ from temper.core.graph import Graph
 from temper.core.knobs import knob
 from temper.core.technique import Technique
 from temper.core.training import Training
+from temper.graph.batch_norms import fold_batch_norms, fold_quantized, unfold_batch_norms
 from temper.graph.facts import (
     CONVOLUTIONS,
     float_layers,
@@ -28,7 +29,6 @@ from temper.graph.facts import (
 )
 from temper.graph.learned_quantizers import LearnedQuantizer, learn, settle
 from temper.graph.mode import set_training
-from temper.graph.patterns.batch_norms import fold_batch_norms, fold_quantized, unfold_batch_norms
 from temper.graph.patterns.constants import has_foldable_constants
 from temper.graph.surgery import clean, set_tensor, tensor_of
 from temper.techniques.quantization._insertion import quantize_bias

@@ -123,7 +123,7 @@ def test_bits_of_layers(net: Graph) -> None:
     }
     mixed = trained(net, num_bits=4, weight_bits=3, activation_bits=5, ends_bits=6, layer_bits="third=2", epochs=1)
     assert bits_of(mixed) == {"first": (6, 6), "second": (3, 5), "third": (2, 2), "head": (6, 6)}
-    with pytest.raises(UsageError, match="'fourth=2'.*first, second, third, head"):
+    with pytest.raises(UsageError, match="'fourth=2'"):
         trained(net, layer_bits="fourth=2")
     with pytest.raises(UsageError, match="2 to 8 bits"):
         trained(net, layer_bits="third=9")
