@@ -127,7 +127,7 @@ def test_training_that_was_killed_goes_on(trainable: Path, folder: RunFolder) ->
     with workshop(task, folder, told) as place:
         place.build(recipe, folder.trial(1), time_s=120)
     resumed = next(line for line in told if "goes on" in line)
-    assert int(resumed.rsplit(" ", 1)[1]) >= 3
+    assert int(resumed.rsplit(" ", 1)[1]) >= 2
     assert told[-1].startswith("epoch 40 of 40")
 
 

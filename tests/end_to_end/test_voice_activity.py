@@ -90,5 +90,5 @@ def test_what_a_branch_hides_is_said(frames: Data, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "model.onnx")
     task = Task.from_onnx(tmp_path / "model.onnx", frames)
     prepared = prepare(task, Goal(), 0, RunFolder(tmp_path / "run"), lambda line: None)
-    space = space_of(prepared.graph, prepared.target, prepared.goal, 0, prepared.calibration)
+    space = space_of(prepared, seed=0)
     assert "float weights outside of branches" in inapplicable(space)["quantization.onnx_static"]

@@ -62,7 +62,8 @@ def test_named_parts_are_disjoint_too(first: int, second: int, third: int, seed:
     parts = materialize(Data(**{name: sources[name] for name in ("proof", *chosen)}), seed=seed, needs_targets=False)
     held = [rows(each) for each in judged(parts)]
     if "training" in chosen:
-        held.append({row.tobytes() for row in parts.training.astype(np.float32)})
+        kept = slice(None) if parts.kept is None else parts.kept
+        held.append({row.tobytes() for row in parts.training[kept].astype(np.float32)})
     assert sum(map(len, held)) == len(set.union(*held)) == first + sum(len(sources[name]) for name in chosen)
 
 

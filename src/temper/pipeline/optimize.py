@@ -143,7 +143,7 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
     if journal.fact("frozen") is not None:
         tell("the proof of this run was opened before: its candidates stay as they are")
         return
-    space = space_of(prepared, workshop)
+    space = space_of(prepared, workshop.seed)
     if journal.fact("inapplicable") is None:
         journal.note(inapplicable=inapplicable(space))
         for name, reason in journal.fact("inapplicable").items():
@@ -170,12 +170,12 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
     check_measured(journal)
 
 
-def space_of(prepared: Prepared, workshop: Workshop) -> Space:
+def space_of(prepared: Prepared, seed: int) -> Space:
     """Everything that is installed, with the facts of this graph."""
-    target, seed, part = prepared.target, workshop.seed, prepared.training
+    target, part = prepared.target, prepared.training
     training = None
     if part is not None:
-        training = part.training(seed=seed, deadline=math.inf, folder=workshop.folder.checkpoints, tell=print)
+        training = part.training(seed=seed, deadline=math.inf, folder=None, tell=lambda line: None)
 
     def holds(fact: Fact, runtime: Runtime) -> bool:
         context = Context(
@@ -184,7 +184,7 @@ def space_of(prepared: Prepared, workshop: Workshop) -> Space:
         return fact.holds(prepared.graph, context)
 
     return Space(
-        goal=workshop.goal,
+        goal=prepared.goal,
         runtimes=tuple(catalog.get(Runtime, name) for name in target.runtimes),
         techniques=tuple(catalog.get(Technique, name) for name in catalog.names(Technique)),
         holds=holds,

@@ -63,7 +63,7 @@ class TrainingPart:
             "checkpoints": str(folder.checkpoints),
         }
 
-    def training(self, *, seed: int, deadline: float, folder: Path, tell: Callable[[str], None]) -> Training:
+    def training(self, *, seed: int, deadline: float, folder: Path | None, tell: Callable[[str], None]) -> Training:
         """What techniques get; the source is not read before they ask for batches."""
         return Training(
             batches=lambda size, epoch: self._epoch(size, np.random.default_rng((seed, epoch))),
