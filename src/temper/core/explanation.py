@@ -25,7 +25,7 @@ class Quantized:
     """What one quantizer does to one tensor: the range before, its scales and the error that rounding leaves.
 
     `error` is the mean squared error, `relative_error` its share of the mean square of the values, `largest_scale` and
-    `smallest_scale` differ where each channel has its own.
+    `smallest_scale` differ where each channel has its own. `bits` are those that its integers need.
     """
 
     low: float
@@ -34,6 +34,7 @@ class Quantized:
     largest_scale: float
     error: float
     relative_error: float
+    bits: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)

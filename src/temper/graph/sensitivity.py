@@ -118,7 +118,9 @@ def _weight(graph: Graph, layer: Node, original: Tensor) -> Quantized | None:
     _, master = weight_of(graph, layer)
     assert callable(quantizer.target)
     rounded = quantizer.target(master, scale, zero_point, *quantizer.args[3:])
-    return _Sums.of(original, rounded, scale).quantized()
+    low, high = quantizer.args[3:5]
+    bits = (high - low).bit_length()  # type: ignore[operator, union-attr]
+    return replace(_Sums.of(original, rounded, scale).quantized(), bits=bits)
 
 
 class _Selective(Interpreter):

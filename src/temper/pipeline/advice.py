@@ -22,6 +22,7 @@ LARGEST_ERROR = 1e-3
 def advise(call_s: float, kernels: Sequence[Kernel], layers: Sequence[Layer]) -> tuple[Advice, ...]:
     """Everything worth saying: speed first, then accuracy, the largest share first."""
     found = (*_islands(kernels), *_conversions(kernels), *_widths(kernels, layers), *_overhead(call_s, kernels))
+    found += tuple(_unpacked(kernels, layers))
     speed = sorted(found, key=lambda each: -each.share)
     accuracy = sorted((*_sensitive(layers), *_coarse(layers)), key=lambda each: -each.share)
     return tuple(each for each in (*speed, *accuracy) if each.share >= WORTH_SAYING)
@@ -66,6 +67,20 @@ def _widths(kernels: Sequence[Kernel], layers: Sequence[Layer]) -> Iterator[Advi
             share=sum(layer.seconds or 0.0 for layer in odd) / total,
             what=f"{len(odd)} layers have output channels that are no multiple of {WIDTH}: {names}",
             remedy=f"widths that are multiples of {WIDTH} fill the vector registers: train or prune to such widths",
+        )
+
+
+def _unpacked(kernels: Sequence[Kernel], layers: Sequence[Layer]) -> Iterator[Advice]:
+    """Layers whose weights have fewer bits than the kernels that compute them."""
+    total = sum(each.seconds for each in kernels)
+    few = [each for each in layers if each.weight is not None and each.weight.bits < 8 and each.precision == "int8"]
+    if few and total:
+        names = ", ".join(f"{layer.name} ({layer.weight.bits})" for layer in few[:FEW_LAYERS] if layer.weight)
+        yield Advice(
+            hurts="speed",
+            share=sum(layer.seconds or 0.0 for layer in few) / total,
+            what=f"{len(few)} layers have weights of fewer than 8 bits, for which this runtime has no kernels: {names}",
+            remedy="they make the file smaller and a call no faster: where speed is what counts, 8 bits lose less",
         )
 
 

@@ -1,5 +1,7 @@
 """The rules of advice, on kernels and layers that are made up to break one of them each."""
 
+from dataclasses import replace
+
 from temper.core.explanation import Advice, Explanation, Kernel, Layer, Quantized
 from temper.pipeline.advice import advise
 
@@ -46,6 +48,15 @@ def test_conversions_overhead_and_widths() -> None:
     assert [round(each.share, 6) for each in said(found, "outside")] == [0.75]
     found = advise(1e-4, GOOD, (layer("a", channels=30, seconds=5e-5), layer("b", seconds=5e-5)))
     assert "a (30)" in said(found, "multiple of 16")[0].what
+
+
+def test_weights_of_few_bits_are_no_faster_where_kernels_have_8() -> None:
+    few = replace(rounded(1e-3), bits=3)
+    layers = (layer("a", seconds=5e-5, precision="int8", weight=few), layer("b", seconds=5e-5, precision="int8"))
+    (found,) = advise(1e-4, GOOD, layers)
+    assert (found.hurts, round(found.share, 6)) == ("speed", 0.5)
+    assert "a (3)" in found.what
+    assert advise(1e-4, GOOD, (replace(layers[0], precision="int4"), layers[1])) == ()
 
 
 def test_what_loses_most_is_named_and_an_even_loss_is_not() -> None:
