@@ -29,8 +29,8 @@ metric against the original model on the same examples (1 % of perplexity; where
 agreement with the original or, with random weights, of cosine). The last columns compare temper with the best float or
 int8 peer that keeps the quality: "faster" where the whole 95 % interval of the ratio is under 1, "level" up to 1.05.
 
-The rows were made on machines of two kinds, which prefer different things: where a processor has matrix units (AMX),
-bfloat16 is as fast as 8 bits on small networks, and the best artifact may then be the unchanged model.
+The rows were made on machines of two kinds, which prefer different things: where the processor has matrix units (AMX),
+ResNet-56 is faster in bfloat16 than in 8 bits, and its best artifact is the unchanged model.
 """
 
 SUMMARY = """\

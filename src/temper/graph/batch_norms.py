@@ -93,8 +93,7 @@ def _fold(module: GraphModule, layer: Node, norm: Node) -> BatchNorm:
 def _fold_quantized(module: GraphModule, layer: Node, quantizer: Node, norm: Node) -> None:
     known = _of(module, layer, norm, quantizer.args[0])
     factor = _factor(known)
-    if bool((factor < 0).any()):
-        raise ValueError(f"the batch norm behind {layer.name} has a negative gamma, which would turn integers around")
+    assert not bool((factor < 0).any()), f"{layer.name}: a negative gamma would turn integers around"
     scale_node, zero_node, *limits, axis = quantizer.args[1:]
     low, high = cast(tuple[int, int], tuple(limits))
     scale, zero = tensor_of(module, scale_node), tensor_of(module, zero_node)
@@ -103,7 +102,7 @@ def _fold_quantized(module: GraphModule, layer: Node, quantizer: Node, norm: Nod
     spread = factor.reshape(-1, *[1] * (known.weight.dim() - 1))
     quantized = torch.ops.temper.quantize  # the integers are those of the graph as it was trained
     integers = torch.clamp(quantized(known.weight, scale, zero, axis), low, high)
-    scales = torch.clamp((scale.double() * factor), min=LEAST).to(scale.dtype)
+    scales = torch.clamp(scale.double() * factor, min=LEAST).to(scale.dtype)
     weight = (known.weight.double() * spread).to(known.weight.dtype)
     again = torch.clamp(quantized(weight, scales, zero, axis), low, high)
     grid = torch.ops.temper.dequantize(integers, scales, zero, axis)

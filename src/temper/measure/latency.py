@@ -20,9 +20,10 @@ WARM_UP_BLOCKS = 30
 STEADY = 0.05
 """A contestant is warm when two blocks in a row differ by less than this share."""
 SPINNING_S = 0.1
-"""How long threads of another process may still spin, waiting for its next call, and take a core from this one.
+"""Seconds of calls that are thrown away first with several threads.
 
-With several threads that doubles the time of a call, so that so many seconds of calls are thrown away first.
+After a block of ONNX Runtime's, the first calls of another process took up to twice their time, for 50 to 100 ms: its
+threads seem to wait for the next call by spinning, on a core that this process is to use.
 """
 UNDISTURBED = 0.9
 """Least share of a block that the processor must have worked for us, with one thread."""

@@ -168,11 +168,8 @@ def _whole(rows: Sequence[NDArray[np.int64]], size: int) -> list[NDArray[np.int6
 def _batch(examples: Examples, schema: Schema) -> Batch:
     if examples.targets is None:
         raise DataError(f"{PART}: holds no targets, and the loss compares with them. Give (inputs, targets)")
-    inputs = examples.inputs_at(np.arange(len(examples)))
-    names = examples.names
-    if names is not None:
-        inputs = tuple(inputs[names.index(spec.name)] for spec in schema.inputs)
-    return tuple(map(_tensor, inputs)), _tensor(examples.targets)
+    ordered = examples.ordered([spec.name for spec in schema.inputs])
+    return tuple(map(_tensor, ordered.inputs_at(np.arange(len(ordered))))), _tensor(examples.targets)
 
 
 def _tensor(array: NDArray[np.generic]) -> Tensor:

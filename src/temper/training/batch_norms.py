@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.graph.surgery import tensor_of
 
@@ -18,6 +19,8 @@ def re_estimate(graph: Graph, norms: Sequence[Node], batches: Iterable[tuple[Ten
 
     Reference: Nagel et al. 2022 (arXiv 2203.11086), section 5.1: with few bits, running statistics lag behind weights
     that hop between integers.
+
+    Raises: TrialError if they are not finite.
     """
     momenta = [norm.args[MOMENTUM] for norm in norms]
     with torch.no_grad():
@@ -30,4 +33,6 @@ def re_estimate(graph: Graph, norms: Sequence[Node], batches: Iterable[tuple[Ten
         norm.update_arg(MOMENTUM, momentum)
     graph.module.recompile()
     for norm in norms:
-        assert all(bool(tensor_of(graph.module, each).isfinite().all()) for each in norm.args[3:5])  # type: ignore[union-attr]
+        statistics = (tensor_of(graph.module, each) for each in norm.args[3:5])
+        if not all(each is not None and bool(each.isfinite().all()) for each in statistics):
+            raise TrialError(f"the statistics of the batch norm {norm.name!r} are not finite: training diverged")

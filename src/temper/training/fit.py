@@ -121,6 +121,7 @@ class _Loop:
             raise TrialError("the training part does not hold one batch: give more examples, or a smaller batch")
         self._began = time.monotonic()
         self._compiled = self._compilable()
+        self._size = 0
         self.step = 0
         self.history: list[Epoch] = []
 
@@ -197,8 +198,9 @@ class _Loop:
             inputs = tuple(
                 each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
             )
-        # A compiled module would be compiled anew for a last batch that is smaller.
-        whole = len(inputs[0]) == self.plan.batch
+        # A compiled module would be compiled anew for a last batch that is smaller. Sources may have a size of their own.
+        self._size = self._size or len(inputs[0])
+        whole = len(inputs[0]) == self._size
         module = self._compiled if whole and self._compiled is not None else self.graph.module
         with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.autocast):
             outputs = module(*inputs)

@@ -38,21 +38,13 @@ def resolve(loss: object, metric: str, schema: Schema) -> Loss:
             "or a function (outputs, targets) -> scalar tensor"
         )
     given: Callable[[Any, Tensor], Tensor] = loss
-    return lambda outputs, targets: given(_nested(schema, outputs), targets)
+    return lambda outputs, targets: given(schema.nested(outputs), targets)  # type: ignore[arg-type] # of tensors
 
 
 def _primary(schema: Schema) -> int:
     """Which output classification reads: the one called `logits`, else the first."""
     names = [spec.name for spec in schema.outputs]
     return names.index("logits") if schema.nesting == "dict" and "logits" in names else 0
-
-
-def _nested(schema: Schema, outputs: tuple[Tensor, ...]) -> Any:
-    if schema.nesting == "tensor":
-        return outputs[0]
-    if schema.nesting == "tuple":
-        return outputs
-    return {spec.name: output for spec, output in zip(schema.outputs, outputs, strict=True)}
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -77,6 +77,12 @@ class QuantizationAwareTraining(Technique):
     scale_rate: float = knob(1.0, low=0.0, high=100.0, help="that of scales, as a multiple; 0: they stay as they are")
     weight_decay: float = knob(1e-4, low=0.0, high=1.0, help="of weights alone, never of scales, norms and biases")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("weight_bits", "activation_bits"):
+            if getattr(self, name) == 1:
+                raise UsageError(f"{self.name}: {name}=1 is too few: give 2 to 8, or 0 for num_bits")
+
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with trained weights behind quantizers. Raises: TrialError if training fails."""
         training, scheme = context.training, context.runtime.integers

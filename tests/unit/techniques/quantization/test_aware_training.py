@@ -125,6 +125,8 @@ def test_bits_of_layers(net: Graph) -> None:
     assert bits_of(mixed) == {"first": (6, 6), "second": (3, 5), "third": (2, 2), "head": (6, 6)}
     with pytest.raises(UsageError, match="'fourth=2'"):
         trained(net, layer_bits="fourth=2")
+    with pytest.raises(UsageError, match="weight_bits=1"):
+        QuantizationAwareTraining(weight_bits=1)
     with pytest.raises(UsageError, match="2 to 8 bits"):
         trained(net, layer_bits="third=9")
 
@@ -144,8 +146,8 @@ def test_weights_have_no_more_values_than_their_bits_allow(net: Graph, bits: int
 def test_the_runtimes_compute_what_was_trained(net: Graph, runtime: Runtime, bits: int, tmp_path: Path) -> None:
     """Folded batch norms and packed integers included.
 
-    A value on the border of two integers may fall to either side. OpenVINO, which takes activations of few bits from
-    8-bit ones by arithmetic of its own, lets more of them; each is worth one step.
+    A value on the border of two integers may fall to either side. With activations of few bits OpenVINO lets more of
+    them than ONNX Runtime does, and why is not known; each is worth one step.
     """
     runtime.require()
     graph = trained(net, runtime, num_bits=bits)
