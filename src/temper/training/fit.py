@@ -198,7 +198,7 @@ class _Loop:
             inputs = tuple(
                 each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
             )
-        # Compiled for the size of the first batch, which may be the source's own: a smaller last one would cost another.
+        # Compiled for the first batch, whose size may be the source's own; a smaller last one would be compiled anew.
         self._size = self._size or len(inputs[0])
         whole = len(inputs[0]) == self._size
         module = self._compiled if whole and self._compiled is not None else self.graph.module
