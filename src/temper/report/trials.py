@@ -10,9 +10,9 @@ from temper.report.words import MISSING, digits_for, interval, megabytes, plural
 
 OVER = {"drop": "drop", "latency_s": "latency", "size_bytes": "size", "memory_bytes": "peak memory"}
 NOTES = (
-    "Latency is relative to the best float runtime; its interval is that of the ratio to the best one at the "
-    "time, beside which each was timed. Drop is the loss against your original model on the selection part. Operators are counted by "
-    "the runtime's own account of what it executes."
+    "Latency is relative to the best float runtime; its interval is that of the ratio to the best one at the time, "
+    "beside which each was timed. Drop is the loss against your original model on the selection part. Operators are "
+    "counted by the runtime's own account of what it executes."
 )
 MARKS = {
     "ships": "best",
