@@ -28,7 +28,7 @@ import numpy as np
 import breadth_page
 import peers
 import temper
-from contest import Refused, built, predicted, timed
+from contest import PROCESSES, Refused, built, predicted, ratio, timed
 from peers.subject import ABOUT, PARTS, Subject, export, store
 from places import CACHE
 from records import read_json, write_json
@@ -142,6 +142,7 @@ class Contest:
             "versions": {name: version(name) for name in LIBRARIES},
             "budget": self.effort.budget,
             "rounds": self.effort.rounds,
+            "processes": PROCESSES,
             "verdict": result.proof.verdict.value,
             "reason": _reason(result),
             "contestants": [
@@ -200,16 +201,15 @@ class Contest:
         return compare(self.metric, self.original, answers, self._targets, max_drop=LOSS, seed=0)
 
     def _measured(
-        self, name: str, answers: dict[str, Outputs], timings: dict[str, Timing], failures: dict[str, str]
+        self, name: str, answers: dict[str, Outputs], timings: dict[str, list[Timing]], failures: dict[str, str]
     ) -> dict[str, Any]:
         """Quality and speed of one contestant, or why there is none."""
         if name not in timings:
             return {"failure": failures[name]}
         quality = self._quality(answers[name])
-        ratio = timings[name].ratio_to(timings[TEMPER])
         return {
-            "p50_s": timings[name].latency().value,
-            "ratio": [ratio.value, ratio.lower, ratio.upper],
+            "p50_s": float(np.median([each.latency().value for each in timings[name]])),
+            "ratio": list(ratio(timings[name], timings[TEMPER])),
             "score": quality.score.value,
             "drop": quality.drop.value,
             "drop_bound": quality.drop.upper,

@@ -131,10 +131,11 @@ def _sections(row: Entry) -> Iterator[str]:
         host = entry["environment"]
         versions = ", ".join(f"{name} {number}" for name, number in entry["versions"].items())
         yield f"## {row['title']}, {threads} thread{'s' if threads != '1' else ''}"
+        processes = entry.get("processes", 1)  # entries of before each contestant was loaded several times
         yield (
             f"{entry['date']}, {host['processor']}, {host['cores']} cores; {versions}. {row['examples']} proof "
-            f"examples, {entry['rounds']} rounds, a search of {entry['budget']}. temper's own proof: "
-            f"**{entry['verdict']}**, {entry['reason']}."
+            f"examples, {entry['rounds']} rounds, {processes} process{'es' if processes > 1 else ''} a contestant, a "
+            f"search of {entry['budget']}. temper's own proof: **{entry['verdict']}**, {entry['reason']}."
         )
         yield markdown(
             ("contestant", "time against temper", "p50, ms", row["metric"], "drop (95 % bound)"),

@@ -24,6 +24,10 @@ from temper.measure.worker import Worker
 BUILD_S, LOAD_S, PREDICT_S = 1800.0, 900.0, 3600.0
 BLOCK_S = 0.025
 MEMORY_BYTES = 1 << 34
+PROCESSES = 3
+"""How often every contestant is loaded anew: the same artifact differs by up to 6 % from process to process, for as
+long as the process lives, by where its memory lies."""
+RESAMPLED = 2000
 FIXED, VARIED = 8, 16
 """How many examples the timed calls go round; more where lengths differ, so that they stand for the mixture."""
 
@@ -85,8 +89,42 @@ def predicted(subject: Subject, peer: str, folder: Path, outputs: Path, log: Pat
 
 def timed(
     subject: Subject, contestants: Mapping[str, tuple[str, Path]], *, threads: int, rounds: int, log: Path
+) -> tuple[dict[str, list[Timing]], dict[str, str]]:
+    """Timings of all contestants, (peer or "", folder) by name, one a process; and those that failed, and why.
+
+    The rounds are shared out among `PROCESSES` generations of processes, each with one process a contestant.
+    """
+    timings: dict[str, list[Timing]] = {}
+    failures: dict[str, str] = {}
+    for _ in range(PROCESSES):
+        left = {name: contestant for name, contestant in contestants.items() if name not in failures}
+        found, failed = _generation(subject, left, threads=threads, rounds=-(-rounds // PROCESSES), log=log)
+        failures |= failed
+        for name, timing in found.items():
+            timings.setdefault(name, []).append(timing)
+    return {name: each for name, each in timings.items() if name not in failures}, failures
+
+
+def ratio(of: Sequence[Timing], to: Sequence[Timing]) -> tuple[float, float, float]:
+    """Time of the one over that of the other, and its 95 % interval: the geometric mean over the generations.
+
+    Within a generation the ratio is the median over its rounds. The interval comes from a bootstrap of generations and,
+    in each, of rounds (Davison & Hinkley 1997, section 3.8): rounds of the same processes resemble each other.
+    """
+    logs = [np.log(one.blocks / other.blocks) for one, other in zip(of, to)]
+    rng = np.random.default_rng(0)
+    means = [
+        np.mean([np.median(rng.choice(logs[each], len(logs[each]))) for each in rng.integers(0, len(logs), len(logs))])
+        for _ in range(RESAMPLED)
+    ]
+    middle = np.mean([np.median(each) for each in logs])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.exp(middle)), float(np.exp(low)), float(np.exp(high))
+
+
+def _generation(
+    subject: Subject, contestants: Mapping[str, tuple[str, Path]], *, threads: int, rounds: int, log: Path
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Timings of all contestants, (peer or "", folder) by name, in the same rounds; and those that failed, and why."""
     failures: dict[str, str] = {}
     workers: dict[str, Worker] = {}
     with lease(threads) as cores, ExitStack() as stack:
