@@ -24,7 +24,7 @@ from temper.measure.worker import Worker
 BUILD_S, LOAD_S, PREDICT_S = 1800.0, 900.0, 3600.0
 BLOCK_S = 0.025
 MEMORY_BYTES = 1 << 34
-PROCESSES = 3
+PROCESSES = 4
 """How often every contestant is loaded anew: the same artifact differs by up to 6 % from process to process, for as
 long as the process lives, by where its memory lies."""
 RESAMPLED = 2000
@@ -92,12 +92,14 @@ def timed(
 ) -> tuple[dict[str, list[Timing]], dict[str, str]]:
     """Timings of all contestants, (peer or "", folder) by name, one a process; and those that failed, and why.
 
-    The rounds are shared out among `PROCESSES` generations of processes, each with one process a contestant.
+    The rounds are shared out among `PROCESSES` generations of processes, each with one process a contestant, which load
+    in random order: who loads first finds another memory than who comes later.
     """
     timings: dict[str, list[Timing]] = {}
     failures: dict[str, str] = {}
+    rng, names = np.random.default_rng(0), list(contestants)
     for _ in range(PROCESSES):
-        left = {name: contestant for name, contestant in contestants.items() if name not in failures}
+        left = {name: contestants[name] for name in rng.permutation(names).tolist() if name not in failures}
         found, failed = _generation(subject, left, threads=threads, rounds=-(-rounds // PROCESSES), log=log)
         failures |= failed
         for name, timing in found.items():
