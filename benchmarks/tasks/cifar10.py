@@ -154,10 +154,12 @@ def fine_tune(model: ResNet, epochs: int, batch: int = 128, rate: float = 0.02, 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image flipped with probability one half and shifted by up to four pixels, zeros coming in."""
     n, _, height, width = x.shape
-    flipped = torch.rand(n, generator=generator) < 0.5
+    flipped = (torch.rand(n, generator=generator) < 0.5).to(x.device)
     x = torch.where(flipped[:, None, None, None], x.flip(3), x)
     padded = F.pad(x, (4, 4, 4, 4))
     top, left = torch.randint(0, 9, (2, n), generator=generator)
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    places = (each.to(x.device) for each in (torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]))
+    images, rows, columns = places
+    return padded[images, :, rows, columns].permute(0, 3, 1, 2)
