@@ -16,16 +16,12 @@ from temper.core.graph import Graph
 def on(graph: Graph, device: str) -> Iterator[None]:
     """Have the graph on the device while the context lasts, in place: its tensors, and what its operators make anew.
 
-    Parameters and buffers that are added meanwhile come back with the others. On a graphics processor products are
-    computed in whole float32 there: rounded to 10 bits, they would hide steps of 8-bit quantizers.
+    Parameters and buffers that are added meanwhile come back with the others.
     """
     _move(graph, device)
-    precise = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = precise
         _move(graph, "cpu")
 
 

@@ -218,7 +218,7 @@ class _Loop:
             raise TrialError(f"training diverged by step {self.step}: its loss is not finite; lower learning_rate")
 
     def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        *inputs, targets = moved((*inputs, targets), self.training.device)  # type: ignore[assignment]
+        inputs, targets = moved(inputs, self.training.device), targets.to(self.training.device)
         if self.plan.channels_last:
             inputs = tuple(
                 each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
@@ -249,8 +249,8 @@ class _Loop:
         total, count = 0.0, 0
         with torch.no_grad():
             for inputs, targets in self.training.selection(self.plan.batch):
-                *inputs, targets = moved((*inputs, targets), self.training.device)
-                total += float(self.training.loss(copy(*inputs), targets)) * len(targets)
+                outputs = copy(*moved(inputs, self.training.device))
+                total += float(self.training.loss(outputs, targets.to(self.training.device))) * len(targets)
                 count += len(targets)
         return total / count if count else math.nan
 
