@@ -1,20 +1,22 @@
-"""Quantization-aware training at 8, 4, 3 and 2 bits: accuracy of the exported artifacts, over seeds, last epoch.
+"""Quantization-aware training at 8 to 2 bits: accuracy of the exported artifacts over seeds, after the last epoch.
 
-    python benchmarks/qat.py [--only NAME...] [--seeds 0 1 2] [--epochs 6] [--full]
+    python benchmarks/qat.py [--only NAME ...] [--seeds 0 1 2] [--epochs 6] [--train]
 
-ResNet-20 on JPEG CIFAR-10, from the fine-tuned float network, trained on the 50,000 training images and judged on the
-8,000 images of the proof part, by the artifacts that both integer runtimes load. Each finished (experiment, seed) is a
-line of `results/qat.jsonl`; the next run goes on behind it, and the page is made from the lines. `--full` takes 30
-epochs, for machines with more time.
+ResNet-20 on JPEG CIFAR-10, from the fine-tuned float network, trained on the 50,000 training images, on the graphics
+processor where there is one, and judged on the 8,000 images of the proof part by the artifacts that both integer
+runtimes load. Every trained graph is kept in the cache, so that one machine may train (`--train` does no more) and
+another one judge. Each judged (experiment, seed, epochs) is a line of `results/qat.jsonl`; the next run goes on behind
+it, and the page is made from the lines. `--full` takes 60 epochs. Peers need the extra `bench`.
 """
 
 import argparse
 import json
 import math
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent / "tasks"))
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 import cifar10
+from qat_bits import mixed
+from records import read_json, write_json
 from table import header, markdown
 from temper.core import catalog
 from temper.core.context import Context
@@ -36,23 +41,32 @@ from temper.core.runtime import Runtime
 from temper.core.technique import applied
 from temper.core.training import Batch, Training
 from temper.graph.capture import capture
+from temper.graph.storage import load, save
 from temper.hardware.detect import this_host
 from temper.techniques.quantization.aware_training import QuantizationAwareTraining
 
 LINES = Path(__file__).parent / "results" / "qat.jsonl"
+KEPT = cifar10.CACHE / "qat"
 RUNTIMES: Mapping[str, Mapping[str, str]] = {"onnxruntime": {}, "openvino": {"precision": "f32"}}
 PLACED_FOR = "onnxruntime"
 BATCH, EVALUATED = 128, 500
+FULL = 60
 ALLOWED = {"W8A8": 0.1, "W4A4": 0.5, "W3A3": 1.2, "W2A2": 4.0}
 """Points that each may lose against the float network, on average over the seeds, after at most six epochs."""
+ALLOWED_FULL = {"W4A4": 0.3, "W2A2": 1.6}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What is trained: a name, and the technique's knobs."""
+    """What is trained: a name, the technique's knobs, and the kilobytes that mixed bits of weights may fill, if any.
+
+    `peer`: trained by the library of that name instead, at so many bits.
+    """
 
     name: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    mixed_kb: int = 0
+    peer: str = ""
 
 
 EXPERIMENTS = (
@@ -62,6 +76,13 @@ EXPERIMENTS = (
     Experiment(name="W2A2", knobs={"num_bits": 2}),
     Experiment(name="W4A4, fixed scales", knobs={"num_bits": 4, "scale_rate": 0.0}),
     Experiment(name="W2A2, fixed scales", knobs={"num_bits": 2, "scale_rate": 0.0}),
+    Experiment(name="uniform W2A8 (73 kB)", knobs={"weight_bits": 2}),
+    Experiment(name="mixed weights, A8, 85 kB", mixed_kb=85),
+    Experiment(name="uniform W3A8 (107 kB)", knobs={"weight_bits": 3}),
+    Experiment(name="mixed weights, A8, 110 kB", mixed_kb=110),
+    Experiment(name="uniform W4A8 (140 kB)", knobs={"weight_bits": 4}),
+    Experiment(name="mixed weights, A8, 140 kB", mixed_kb=140),
+    *(Experiment(name=f"Brevitas W{n}A{n}", knobs={"num_bits": n}, peer="brevitas") for n in (8, 4, 3, 2)),
 )
 
 
@@ -71,7 +92,7 @@ class Images:
     def __init__(self, pixels: Tensor, labels: Tensor, size: int, seed: int) -> None:
         self.pixels, self.labels, self.size = pixels, labels, size
         self.generator = torch.Generator().manual_seed(seed)
-        self.order = torch.randperm(len(pixels), generator=self.generator)
+        self.order = torch.randperm(len(pixels), generator=self.generator).to(pixels.device)
 
     def __len__(self) -> int:
         return len(self.pixels) // self.size
@@ -97,12 +118,14 @@ class Selection:
 
 
 class Subject:
-    """ResNet-20, captured, with its images."""
+    """ResNet-20, captured, with its images; the training images lie on the device that trains."""
 
     def __init__(self) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         data = cifar10.data(cifar10.normalized)
         pixels, labels = cifar10.images("train")
-        self.pixels, self.labels = torch.from_numpy(cifar10.normalized(pixels)), torch.from_numpy(labels)
+        self.pixels = torch.from_numpy(cifar10.normalized(pixels)).to(self.device)
+        self.labels = torch.from_numpy(labels).to(self.device)
         self.selection = tuple(map(torch.from_numpy, data.selection))
         self.proof, self.targets = torch.from_numpy(data.proof[0]), data.proof[1]
         self.calibration = data.calibration
@@ -114,55 +137,106 @@ class Subject:
             selection=lambda size: Selection(*self.selection, size),
             loss=lambda outputs, targets: F.cross_entropy(outputs[0], targets),
             deadline=math.inf,
-            folder=cifar10.CACHE / "qat" / f"{name}-{seed}",
+            folder=KEPT / "checkpoints" / f"{name}-{seed}",
             tell=lambda line: print(f"{name}, seed {seed}: {line}", flush=True),
+            device=self.device,
         )
 
-    def answers(self, graph: Graph) -> np.ndarray:
-        """The classes that the graph gives the proof images."""
+    def answers(self, call: Callable[[Tensor], Tensor]) -> NDArray[np.int64]:
+        """The classes that something gives the proof images."""
         with torch.no_grad():
-            parts = [graph(part)[0].argmax(1) for part in self.proof.split(EVALUATED)]
-        return torch.cat(parts).numpy()
+            return torch.cat([call(part).argmax(1) for part in self.proof.split(EVALUATED)]).numpy()
 
-    def accuracy(self, answers: np.ndarray) -> float:
+    def accuracy(self, answers: NDArray[np.int64]) -> float:
         return float((answers == self.targets).mean())
 
 
-def measured(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> dict[str, Any]:
-    """Train with one seed, export for both runtimes, and judge what each of them answers."""
+def kept(experiment: Experiment, seed: int, epochs: int) -> Path:
+    name = "".join(letter if letter.isalnum() else "_" for letter in experiment.name)
+    return KEPT / "graphs" / f"{name}-{epochs}-{seed}"
+
+
+def train(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> None:
+    """Train with one seed, and keep the graph."""
+    place = kept(experiment, seed, epochs)
+    if place.exists():
+        return
+    knobs = dict(experiment.knobs)
+    if experiment.mixed_kb:
+        images, labels = subject.pixels[:2000].cpu(), subject.labels[:2000].cpu()
+        knobs = {"layer_bits": mixed(subject.graph, images, labels, 1000 * experiment.mixed_kb)}
     context = Context(
         runtime=catalog.get(Runtime, PLACED_FOR)(),
         target=this_host(),
         seed=seed,
         calibration=(subject.calibration,),
-        training=subject.training(seed, f"{experiment.name}, {epochs} epochs"),
+        training=subject.training(seed, f"{place.name}"),
     )
-    technique = QuantizationAwareTraining(epochs=epochs, batch=BATCH, **experiment.knobs)
     began = time.monotonic()
-    graph = applied(technique, subject.graph, context)
+    graph = applied(QuantizationAwareTraining(epochs=epochs, batch=BATCH, **knobs), subject.graph, context)
+    seconds = time.monotonic() - began
+    unfinished = place.with_suffix(".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save(graph, unfinished)
+    device = torch.cuda.get_device_name() if subject.device == "cuda" else this_host().processor
+    write_json(unfinished / "about.json", {"seconds": seconds, "device": device, "knobs": knobs})
+    unfinished.rename(place)
+
+
+def train_peer(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> None:
+    """Train the peer's network with one seed, and keep what it answers."""
+    place = kept(experiment, seed, epochs)
+    if place.exists():
+        return
+    import qat_brevitas
+
+    began = time.monotonic()
+    model = qat_brevitas.trained(
+        experiment.knobs["num_bits"], subject.training(seed, place.name), epochs=epochs, batch=BATCH, seed=seed
+    )
+    seconds = time.monotonic() - began
+    answers = subject.answers(lambda part: model(part.to(subject.device)).cpu())
+    place.mkdir(parents=True)
+    np.save(place / "answers.npy", answers)
+    device = torch.cuda.get_device_name() if subject.device == "cuda" else this_host().processor
+    write_json(place / "about.json", {"seconds": seconds, "device": device, "knobs": dict(experiment.knobs)})
+
+
+def judged(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> dict[str, Any]:
+    """What was kept, exported for both runtimes and judged by what each of them answers."""
+    place = kept(experiment, seed, epochs)
     line: dict[str, Any] = {
         "name": experiment.name,
         "seed": seed,
         "epochs": epochs,
-        "seconds": time.monotonic() - began,
-        "float": subject.accuracy(subject.answers(subject.graph)),
+        **read_json(place / "about.json"),
+        "float": subject.accuracy(subject.answers(lambda part: subject.graph(part)[0])),
     }
-    trained = subject.answers(graph)
+    if experiment.peer:
+        line["trained"] = subject.accuracy(np.load(place / "answers.npy"))
+        return line
+    graph = load(place)
+    trained = subject.answers(lambda part: graph(part)[0])
     line["trained"] = subject.accuracy(trained)
     for runtime, options in RUNTIMES.items():
-        plug = catalog.get(Runtime, runtime)(**options)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            plug.export(graph, folder)
-            runner = plug.load(folder, graph.schema, 1)
-            parts = [runner.run(part.numpy())[0].argmax(1) for part in subject.proof.split(EVALUATED)]
-            line[runtime] = {
-                "shipped": subject.accuracy(np.concatenate(parts)),
-                "disagreements": int((trained != np.concatenate(parts)).sum()),
-                "bytes": sum(file.stat().st_size for file in folder.iterdir()),
-                "executed": dict(plug.executed(folder, graph.schema)),
-            }
+        line[runtime] = _shipped(subject, graph, trained, catalog.get(Runtime, runtime)(**options))
     return line
+
+
+def _shipped(subject: Subject, graph: Graph, trained: NDArray[np.int64], runtime: Runtime) -> dict[str, Any]:
+    """What the artifact for the runtime answers, and what it takes on disk."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        runtime.export(graph, folder)
+        runner = runtime.load(folder, graph.schema, 1)
+        answers = subject.answers(lambda part: torch.from_numpy(runner.run(part.numpy())[0]))
+        return {
+            "shipped": subject.accuracy(answers),
+            "disagreements": int((trained != answers).sum()),
+            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+            "executed": dict(runtime.executed(folder, graph.schema)),
+        }
 
 
 def finished() -> list[dict[str, Any]]:
@@ -170,7 +244,7 @@ def finished() -> list[dict[str, Any]]:
 
 
 def written(lines: Sequence[Mapping[str, Any]]) -> str:
-    names = ("experiment", "epochs", "seeds", "float", *RUNTIMES, "allowed loss", "differing answers", "bytes")
+    names = ("experiment", "epochs", "seeds", "float", "trained", *RUNTIMES, "allowed loss", "differing", "kB on disk")
     keys = sorted({(line["name"], line["epochs"]) for line in lines}, key=_place)
     rows = [_row([line for line in lines if (line["name"], line["epochs"]) == key]) for key in keys]
     title = __doc__.strip().split("\n")[0]
@@ -178,38 +252,43 @@ def written(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 PREAMBLE = """\
-Accuracy in percent of the artifact that the runtime loads, on the 8,000 proof images of JPEG CIFAR-10: the mean over
-the seeds of the last epoch, with its 95 % interval (Student's t), and the mean loss against the float network.
-*differing answers*: images that the artifact and the trained graph answer differently, over all seeds and runtimes."""
+Accuracy in percent on the 8,000 proof images of JPEG CIFAR-10 after the last epoch: the mean over the seeds with its
+95 % interval (Student's t), and the mean loss against the float network. *trained* is the graph as it was trained, or
+the peer's network, which is not exported; the next columns are the artifacts that the runtimes load. *differing*:
+images that an artifact and its graph answer differently, over all seeds and both runtimes. First and last layers have 8
+bits. *kB on disk* are whole artifacts; what a table row names in kB is what weights, scales and biases take."""
 
 
 def _place(key: tuple[str, int]) -> tuple[int, int]:
     order = [each.name for each in EXPERIMENTS]
-    return (order.index(key[0]) if key[0] in order else len(order), key[1])
+    return (key[1], order.index(key[0]) if key[0] in order else len(order))
 
 
 def _row(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    base = 100 * float(np.mean([line["float"] for line in lines]))
-    cells = []
-    for runtime in RUNTIMES:
-        scores = 100 * np.array([line[runtime]["shipped"] for line in lines])
-        reach = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores) if len(scores) > 1 else math.nan
-        cells.append(f"{scores.mean():.2f} ± {reach:.2f} ({base - scores.mean():+.2f})")
-    differing = sum(line[runtime]["disagreements"] for line in lines for runtime in RUNTIMES)
-    sizes = "; ".join(f"{np.mean([line[runtime]['bytes'] for line in lines]) / 1e3:.0f} kB" for runtime in RUNTIMES)
-    first = lines[0]
-    seeds = ", ".join(str(line["seed"]) for line in sorted(lines, key=lambda each: each["seed"]))
-    allowed = ALLOWED.get(first["name"])
+    first, base = lines[0], 100 * float(np.mean([line["float"] for line in lines]))
+    runtimes = [runtime for runtime in RUNTIMES if runtime in first]
+    shipped = [_mean([line[runtime]["shipped"] for line in lines], base) for runtime in runtimes]
+    differing = sum(line[runtime]["disagreements"] for line in lines for runtime in runtimes)
+    sizes = "; ".join(f"{np.mean([line[runtime]['bytes'] for line in lines]) / 1e3:.0f}" for runtime in runtimes)
+    allowed = (ALLOWED_FULL if first["epochs"] == FULL else ALLOWED).get(first["name"])
     return (
         first["name"],
         str(first["epochs"]),
-        seeds,
+        str(len(lines)),
         f"{base:.2f}",
-        *cells,
+        _mean([line["trained"] for line in lines], base),
+        *(shipped or ["" for _ in RUNTIMES]),
         "" if allowed is None else f"{allowed:.1f}",
-        str(differing),
+        str(differing) if runtimes else "",
         sizes,
     )
+
+
+def _mean(scores: Sequence[float], base: float) -> str:
+    """The mean in percent, how far its interval reaches, and what it differs from the float network's."""
+    percent = 100 * np.array(scores)
+    reach = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(percent) if len(scores) > 1 else math.nan
+    return f"{percent.mean():.2f} ± {reach:.2f} ({percent.mean() - base:+.2f})"
 
 
 def main() -> None:
@@ -217,21 +296,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[each.name for each in EXPERIMENTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--full", action="store_true", help="30 epochs")
+    parser.add_argument("--full", action="store_true", help=f"{FULL} epochs")
+    parser.add_argument("--train", action="store_true", help="only train, and keep the graphs")
     options = parser.parse_args()
-    epochs = 30 if options.full else options.epochs
+    epochs = FULL if options.full else options.epochs
     done = {(line["name"], line["seed"], line["epochs"]) for line in finished()}
     subject: Subject | None = None
     for seed in options.seeds:
         for experiment in EXPERIMENTS:
             wanted = options.only is None or experiment.name in options.only
-            if wanted and (experiment.name, seed, epochs) not in done:
-                subject = subject or Subject()
-                line = json.dumps(measured(subject, experiment, seed, epochs))
+            if not wanted or (experiment.name, seed, epochs) in done:
+                continue
+            subject = subject or Subject()
+            (train_peer if experiment.peer else train)(subject, experiment, seed, epochs)
+            if not options.train:
+                line = json.dumps(judged(subject, experiment, seed, epochs))
                 with LINES.open("a") as stream:
                     stream.write(line + "\n")
                 print(line, flush=True)
-    (Path(__file__).parent / "qat.md").write_text(written(finished()) + "\n", encoding="utf-8")
+    if not options.train:
+        (Path(__file__).parent / "qat.md").write_text(written(finished()) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from places import CACHE, DATA
 from temper import Data
@@ -35,18 +36,46 @@ def images(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return stored["pixels"], stored["labels"]
 
 
-def data(prepared: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Data:
-    """512 training images for calibration, 2,000 of the test images for selection, the other 8,000 for proof."""
-    train, _ = images("train")
+def data(prepared: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, training: bool = False) -> Data:
+    """512 training images for calibration, 2,000 of the test images for selection, the other 8,000 for proof.
+
+    With `training`, all training images, flipped and shifted, for training too.
+    """
+    train, classes = images("train")
     test, labels = images("test")
     order = np.random.default_rng(0).permutation(len(test))
     selection, proof = order[:SELECTION], order[SELECTION:]
     calibration = np.random.default_rng(1).choice(len(train), CALIBRATION, replace=False)
     return Data(
+        training=Augmented(train, classes, prepared) if training else None,
         calibration=prepared(train[calibration]),
         selection=(prepared(test[selection]), labels[selection]),
         proof=(prepared(test[proof]), labels[proof]),
     )
+
+
+class Augmented(Dataset[tuple[NDArray[np.float32], np.int64]]):
+    """Images, each time flipped with probability one half and shifted by up to four pixels, zeros coming in."""
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        prepared: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    ) -> None:
+        self.pixels, self.labels, self.prepared = pixels, labels, prepared
+        self.random = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], np.int64]:
+        image = self.prepared(self.pixels[index : index + 1])[0]
+        if self.random.random() < 0.5:
+            image = image[:, :, ::-1]
+        top, left = self.random.integers(0, 9, 2)
+        padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
+        return np.ascontiguousarray(padded[:, top : top + 32, left : left + 32]), self.labels[index]
 
 
 def normalized(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -154,10 +183,12 @@ def fine_tune(model: ResNet, epochs: int, batch: int = 128, rate: float = 0.02, 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image flipped with probability one half and shifted by up to four pixels, zeros coming in."""
     n, _, height, width = x.shape
-    flipped = torch.rand(n, generator=generator) < 0.5
+    flipped = (torch.rand(n, generator=generator) < 0.5).to(x.device)
     x = torch.where(flipped[:, None, None, None], x.flip(3), x)
     padded = F.pad(x, (4, 4, 4, 4))
     top, left = torch.randint(0, 9, (2, n), generator=generator)
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    places = (each.to(x.device) for each in (torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]))
+    images, rows, columns = places
+    return padded[images, :, rows, columns].permute(0, 3, 1, 2)

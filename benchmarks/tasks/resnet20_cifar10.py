@@ -10,9 +10,14 @@ import cifar10
 
 
 def task() -> Task:
-    return Task(
-        lambda: cifar10.trained("resnet20"),
-        cifar10.data(cifar10.normalized),
-        metric="accuracy",
-        name="ResNet-20, JPEG CIFAR-10",
-    )
+    return _task("ResNet-20, JPEG CIFAR-10", training=False)
+
+
+def trainable() -> Task:
+    """The same with the training images, for techniques that train."""
+    return _task("ResNet-20, JPEG CIFAR-10, with training", training=True)
+
+
+def _task(name: str, *, training: bool) -> Task:
+    data = cifar10.data(cifar10.normalized, training=training)
+    return Task(lambda: cifar10.trained("resnet20"), data, metric="accuracy", name=name)

@@ -93,11 +93,11 @@ def _quantized(layer: "Layer") -> tuple[str, ...]:
 
 
 def _range(quantized: "Quantized | None") -> str:
-    return UNNAMED if quantized is None else f"{quantized.low:.3g} to {quantized.high:.3g}"
+    return UNNAMED if quantized is None else "{:.3g} to {:.3g}".format(*quantized.original_range)
 
 
 def _scale(quantized: "Quantized | None") -> str:
-    return UNNAMED if quantized is None else f"{quantized.largest_scale:.2e}"
+    return UNNAMED if quantized is None else f"{quantized.scale_factor[1]:.2e}"
 
 
 def _error(quantized: "Quantized | None") -> str:

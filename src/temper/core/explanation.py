@@ -22,17 +22,16 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """What one quantizer does to one tensor: the range before, its scales and the error that rounding leaves.
+    """What one quantizer does to one tensor.
 
-    `error` is the mean squared error, `relative_error` its share of the mean square of the values, `largest_scale` and
-    `smallest_scale` differ where each channel has its own. `bits` are those that its integers need.
+    `original_range` is the least and the largest value before rounding; `scale_factor` the smallest and the largest
+    scale, which differ where each channel has its own; `quantization_error` the mean squared error that rounding
+    leaves, `relative_error` its share of the mean square of the values. `bits` are those that its integers need.
     """
 
-    low: float
-    high: float
-    smallest_scale: float
-    largest_scale: float
-    error: float
+    original_range: tuple[float, float]
+    scale_factor: tuple[float, float]
+    quantization_error: float
     relative_error: float
     bits: int = 8
 
@@ -106,5 +105,12 @@ class Explanation:
 
 def layer_from_json(fields: Mapping[str, Any]) -> Layer:
     """Read the JSON form of a layer."""
-    quantized = {name: None if fields[name] is None else Quantized(**fields[name]) for name in ("weight", "input")}
+    quantized = {name: _quantized(fields[name]) for name in ("weight", "input")}
     return Layer(**{**fields, **quantized, "shape": tuple(fields["shape"])})
+
+
+def _quantized(fields: Mapping[str, Any] | None) -> Quantized | None:
+    if fields is None:
+        return None
+    pairs = {name: tuple(fields[name]) for name in ("original_range", "scale_factor")}
+    return Quantized(**{**fields, **pairs})

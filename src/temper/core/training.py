@@ -29,8 +29,9 @@ class Training:
     """The training part of a task, to be gone through again and again, and the selection part to look at meanwhile.
 
     `batches(size, epoch)` are those of one epoch, in an order of that epoch's own, all but perhaps the last of that
-    size; a source that comes in batches keeps its own. `selection(size)` never changes. Training ends at `deadline`,
-    in seconds of `time.monotonic`. `folder` is where checkpoints lie, None for none; `tell` receives lines of progress.
+    size; a source that comes in batches keeps its own. `selection(size)` never changes. The graph is trained on
+    `device`, to which batches are moved. Training ends at `deadline`, in seconds of `time.monotonic`. `folder` is where
+    checkpoints lie, None for none; `tell` receives lines of progress.
     """
 
     batches: "Callable[[int, int], Batches]"
@@ -39,3 +40,4 @@ class Training:
     deadline: float
     folder: Path | None
     tell: Callable[[str], None]
+    device: str = "cpu"

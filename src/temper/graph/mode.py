@@ -22,9 +22,15 @@ def set_training(graph: Graph, training: bool) -> None:
     graph.module.recompile()
 
 
-def _batch_norm(node: Node, training: bool) -> None:
-    if node.args[3] is not None:
-        node.update_arg(5, training)
+def is_training(norm: Node) -> bool:
+    """Whether the batch norm is in training mode."""
+    return bool(norm.args[5])
+
+
+def set_norm_training(norm: Node, training: bool) -> None:
+    """Rewrite the flag of one batch norm in place; the module is the caller's to recompile."""
+    if norm.args[3] is not None:
+        norm.update_arg(5, training)
 
 
 def _dropout(node: Node, training: bool) -> None:
@@ -61,8 +67,8 @@ def _argument(node: Node, position: int, name: str, default: float) -> float:
 
 
 _REWRITES: dict[object, Callable[[Node, bool], None]] = {
-    aten.batch_norm.default: _batch_norm,
-    aten.instance_norm.default: _batch_norm,
+    aten.batch_norm.default: set_norm_training,
+    aten.instance_norm.default: set_norm_training,
     aten.dropout.default: _dropout,
     aten.dropout_.default: _dropout,
     aten.feature_dropout.default: _dropout,

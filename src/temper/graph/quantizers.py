@@ -140,6 +140,16 @@ def _padding(pad: Node) -> tuple[object, object]:
     return given.get("mode", "constant"), given.get("value")
 
 
+def remove_quantizers(graph: Graph) -> None:
+    """Take every `fake_quantize` out again, in place: what it rounded is read as it is."""
+    for node in [each for each in graph.module.graph.nodes if is_quantizer(each)]:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        node.replace_all_uses_with(source)
+        graph.module.graph.erase_node(node)
+    clean(graph.module)
+
+
 def packed(graph: Graph) -> Graph:
     """A copy in which integers are real: weights are stored as integers, activations pass through them.
 

@@ -174,11 +174,9 @@ class _Sums:
 
     def quantized(self) -> Quantized:
         return Quantized(
-            low=self.low,
-            high=self.high,
-            smallest_scale=self.smallest_scale,
-            largest_scale=self.largest_scale,
-            error=self.error / self.count,
+            original_range=(self.low, self.high),
+            scale_factor=(self.smallest_scale, self.largest_scale),
+            quantization_error=self.error / self.count,
             relative_error=self.error / max(self.power, 1e-30),
         )
 

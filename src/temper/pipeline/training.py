@@ -72,6 +72,7 @@ class TrainingPart:
             deadline=deadline,
             folder=folder,
             tell=tell,
+            device="cuda" if torch.cuda.is_available() else "cpu",
         )
 
     def _epoch(self, size: int, rng: np.random.Generator) -> Batches:

@@ -84,7 +84,7 @@ def _layers(layers: Sequence[Layer], clock: Clock) -> list[list[str]]:
                 _sensitivity(layer.sensitivity),
                 _quantized(layer.weight),
                 _quantized(layer.input),
-                MISSING if layer.input is None else f"{layer.input.largest_scale:.2g}",
+                MISSING if layer.input is None else f"{layer.input.scale_factor[1]:.2g}",
             ]
         )
     return rows
@@ -130,5 +130,6 @@ def _power(number: float) -> str:
 def _quantized(quantized: Quantized | None) -> str:
     if quantized is None:
         return MISSING
-    ends = f"{significant(quantized.low, 2)} to {significant(quantized.high, 2)}"
+    low, high = quantized.original_range
+    ends = f"{significant(low, 2)} to {significant(high, 2)}"
     return value(ends, f"error {_power(quantized.relative_error)}")

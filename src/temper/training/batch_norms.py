@@ -17,6 +17,8 @@ MOMENTUM = 6
 def re_estimate(graph: Graph, norms: Sequence[Node], batches: Iterable[tuple[Tensor, ...]]) -> None:
     """Set the running mean and variance of the norms, which are in training mode, to their means over the batches.
 
+    The batches are on the graph's device.
+
     Reference: Nagel et al. 2022 (arXiv 2203.11086), section 5.1: with few bits, running statistics lag behind weights
     that hop between integers.
 

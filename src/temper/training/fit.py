@@ -18,12 +18,15 @@ from temper.core.graph import Graph
 from temper.core.training import Training
 from temper.graph.mode import set_training
 from temper.hardware.compiler import require_compiler
+from temper.training.device import moved
 
 MODULE, OPTIMIZER, PROGRESS = "module.", "optimizer.", "progress"
 """What the names of a checkpoint's tensors begin with, and the key of the rest."""
 MOMENTUM = 0.9
 COMPILED_FROM = 300
 """Steps from which compiling, which takes a minute or so, is worth its time."""
+LOOKED_AT = 20
+"""Steps after which the loss is looked at, for which a graphics processor must be waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +76,27 @@ def fit(
     *,
     name: str,
     seed: int,
+    before_epoch: Callable[[int], bool] = lambda epoch: False,
     after_step: Callable[[], None] = lambda: None,
 ) -> list[Epoch]:
     """Train the groups' parameters in place, in the mode that the graph is in; what each epoch came to.
 
-    `after_step` is called, without gradients, behind each step of the optimizer. `name` is the checkpoint's: training
-    that was interrupted goes on behind its last whole epoch. The parameters of the last epoch are what stays.
+    The graph is on `training.device`, its parameters with it. `before_epoch` is told the number of the epoch, from 0,
+    and returns whether it changed the graph, which is then compiled anew; `after_step` is called, without gradients,
+    behind each step of the optimizer. `name` is the checkpoint's: training that was interrupted goes on behind its last
+    whole epoch. The parameters of the last epoch are what stays.
 
     Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
     """
     file = None if training.folder is None else training.folder / f"{name}.safetensors"
     loop = _Loop(graph, groups, training, plan, file, after_step)
     loop.restore()
-    with torch.random.fork_rng(devices=()), torch.enable_grad():
+    devices = [torch.cuda.current_device()] if training.device == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
         while not loop.ended():
             torch.manual_seed(seed + len(loop.history))
+            if before_epoch(len(loop.history)):
+                loop.compile()
             loop.epoch()
             loop.save()
     if not loop.step:
@@ -120,8 +129,8 @@ class _Loop:
         if not self._steps:
             raise TrialError("the training part does not hold one batch: give more examples, or a smaller batch")
         self._began = time.monotonic()
-        self._compiled = self._compilable()
         self._size = 0
+        self.compile()
         self.step = 0
         self.history: list[Epoch] = []
 
@@ -134,7 +143,8 @@ class _Loop:
         return impatient or len(self.history) >= self.plan.epochs or time.monotonic() >= self.training.deadline
 
     def epoch(self) -> None:
-        began, total, seen = time.monotonic(), 0.0, 0
+        began, seen = time.monotonic(), 0
+        total = torch.zeros((), device=self.training.device)
         for inputs, targets in self.training.batches(self.plan.batch, len(self.history)):
             if time.monotonic() >= self.training.deadline:
                 break
@@ -147,14 +157,13 @@ class _Loop:
             self._optimizer.step()
             with torch.no_grad():
                 self._after_step()
-            total, seen, self.step = total + loss.item(), seen + 1, self.step + 1
-            if not math.isfinite(total):
-                raise TrialError(
-                    f"training diverged in step {self.step}: the loss is {loss.item()}; lower learning_rate"
-                )
+            total, seen, self.step = total + loss.detach(), seen + 1, self.step + 1
+            if seen % LOOKED_AT == 0:
+                self._require_finite(total)
+        self._require_finite(total)
         selection_loss = self._selection_loss()
         self.history.append(
-            Epoch(loss=total / max(seen, 1), selection_loss=selection_loss, seconds=time.monotonic() - began)
+            Epoch(loss=float(total) / max(seen, 1), selection_loss=selection_loss, seconds=time.monotonic() - began)
         )
         number, epochs, last = len(self.history), self.plan.epochs, self.history[-1]
         self.training.tell(
@@ -193,7 +202,23 @@ class _Loop:
         self.step, self.history = told["step"], [Epoch(**each) for each in told["history"]]
         self.training.tell(f"training goes on behind epoch {len(self.history)}")
 
+    def compile(self) -> None:
+        """Put PyTorch's compiler before the module as it is now, where that is there and worth its time."""
+        self._compiled: Callable[..., Any] | None = None
+        if self.graph.schema.dynamic_length or self.plan.epochs * self._steps < COMPILED_FROM:
+            return
+        try:
+            require_compiler("training")
+        except MissingExtra:
+            return
+        self._compiled = torch.compile(self.graph.module, dynamic=False)
+
+    def _require_finite(self, total: Tensor) -> None:
+        if not math.isfinite(float(total)):
+            raise TrialError(f"training diverged by step {self.step}: its loss is not finite; lower learning_rate")
+
     def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        inputs, targets = moved(inputs, self.training.device), targets.to(self.training.device)
         if self.plan.channels_last:
             inputs = tuple(
                 each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
@@ -201,12 +226,22 @@ class _Loop:
         # Compiled for the first batch, whose size may be the source's own; a smaller last one would be compiled anew.
         self._size = self._size or len(inputs[0])
         whole = len(inputs[0]) == self._size
-        module = self._compiled if whole and self._compiled is not None else self.graph.module
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.autocast):
-            outputs = module(*inputs)
+        with torch.autocast(self.training.device, torch.bfloat16, enabled=self.plan.autocast):
+            outputs = self._run_compiled(inputs) if whole and self._compiled is not None else self.graph.module(*inputs)
         return self.training.loss(
             tuple(each.float() if each.is_floating_point() else each for each in outputs), targets
         )
+
+    def _run_compiled(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The outputs by the compiled module; if it cannot be compiled, by the module itself, from then on."""
+        assert self._compiled is not None
+        try:
+            return self._compiled(*inputs)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            reason = str(error).strip().split("\n")[0]
+            self.training.tell(f"the training step cannot be compiled ({reason}): it runs uncompiled, which is slower")
+            self._compiled = None
+            return self.graph.module(*inputs)
 
     def _selection_loss(self) -> float:
         copy = self.graph.copy()
@@ -214,7 +249,8 @@ class _Loop:
         total, count = 0.0, 0
         with torch.no_grad():
             for inputs, targets in self.training.selection(self.plan.batch):
-                total += float(self.training.loss(copy(*inputs), targets)) * len(targets)
+                outputs = copy(*moved(inputs, self.training.device))
+                total += float(self.training.loss(outputs, targets.to(self.training.device))) * len(targets)
                 count += len(targets)
         return total / count if count else math.nan
 
@@ -228,17 +264,6 @@ class _Loop:
         factor = warm * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
         for group, rate in zip(self._optimizer.param_groups, self._rates):
             group["lr"] = rate * factor
-
-    def _compilable(self) -> Callable[..., Any] | None:
-        """The module behind PyTorch's compiler, where that is there and worth its time."""
-        if self.graph.schema.dynamic_length or self.plan.epochs * self._steps < COMPILED_FROM:
-            return None
-        try:
-            require_compiler("training")
-        except MissingExtra:
-            return None
-        compiled: Callable[..., Any] = torch.compile(self.graph.module, dynamic=False)
-        return compiled
 
 
 def _optimizer(groups: Sequence[Group], plan: Plan) -> torch.optim.Optimizer:

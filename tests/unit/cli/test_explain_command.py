@@ -8,7 +8,7 @@ from temper.cli.explain import command
 from temper.core.explanation import Explanation, Layer, Quantized
 from temper.pipeline import explain
 
-QUANTIZED = Quantized(low=-1, high=1, smallest_scale=0.01, largest_scale=0.01, error=1e-5, relative_error=1e-5)
+QUANTIZED = Quantized(original_range=(-1, 1), scale_factor=(0.01, 0.01), quantization_error=1e-5, relative_error=1e-5)
 LAYER = Layer(
     name="head", operator="linear", shape=(4, 8), node="linear", sensitivity=2e-4, weight=QUANTIZED, input=QUANTIZED
 )

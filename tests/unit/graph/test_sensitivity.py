@@ -44,13 +44,13 @@ def test_each_layer_has_range_scale_and_error(graphs) -> None:
     assert first.flops == 2 * 8 * 16
     weight = graph.module.get_parameter("first.weight")
     assert first.weight is not None
-    assert first.weight.low == pytest.approx(weight.min().item())
+    assert first.weight.original_range[0] == pytest.approx(weight.min().item())
     # Rounding errors are uniform within half a step: their mean square is a twelfth of the step's.
-    assert first.weight.error == pytest.approx(first.weight.largest_scale**2 / 12, rel=0.6)
+    assert first.weight.quantization_error == pytest.approx(first.weight.scale_factor[1] ** 2 / 12, rel=0.6)
     assert first.input is not None
     assert 0 < first.input.relative_error < 1e-3
     assert second.input is not None
-    assert second.input.low == 0
+    assert second.input.original_range[0] == 0
 
 
 def test_the_sensitive_layer_is_the_one_that_was_made_coarse(graphs) -> None:
@@ -72,7 +72,7 @@ def test_rounding_elsewhere_than_at_the_nearest_is_compared_with_the_original_we
     scale = next(value for key, value in moved.module.named_buffers() if "first" in key and "weight_scale" in key)
     set_tensor(moved.module, "first.weight", graph.module.get_parameter("first.weight").detach() + scale[:, None])
     (first, _), (same, _) = (layers_of(each, graph, few(each, calibration, 5.0), 1) for each in (moved, quantized))
-    assert first.weight.error > 5 * same.weight.error
+    assert first.weight.quantization_error > 5 * same.weight.quantization_error
 
 
 def test_layers_are_found_in_the_exported_file(graphs, tmp_path) -> None:
@@ -124,9 +124,8 @@ def test_rounding_at_run_time_is_part_of_a_layers_sensitivity(graphs, group: int
     assert first.sensitivity == pytest.approx(float(((exact - lost) ** 2).sum() / (exact**2).sum()), rel=1e-3)
     assert first.input is not None
     assert first.input.relative_error == pytest.approx(float(((x - rounded) ** 2).sum() / (x**2).sum()), rel=1e-3)
-    assert first.input.smallest_scale == pytest.approx(float(step.min()))
-    assert first.input.largest_scale == pytest.approx(float(step.max()))
-    assert (first.input.low, first.input.high) == pytest.approx((float(x.min()), float(x.max())))
+    assert first.input.scale_factor == pytest.approx((float(step.min()), float(step.max())))
+    assert first.input.original_range == pytest.approx((float(x.min()), float(x.max())))
 
 
 def test_a_grid_of_a_whole_call_is_taken_from_as_many_examples_as_a_call_has(graphs) -> None:

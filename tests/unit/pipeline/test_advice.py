@@ -17,7 +17,7 @@ def layer(name: str, channels: int = 64, **facts: object) -> Layer:
 
 def rounded(relative_error: float) -> Quantized:
     return Quantized(
-        low=0, high=1, smallest_scale=0.1, largest_scale=0.1, error=relative_error, relative_error=relative_error
+        original_range=(0, 1), scale_factor=(0.1, 0.1), quantization_error=relative_error, relative_error=relative_error
     )
 
 

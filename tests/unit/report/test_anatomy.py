@@ -16,7 +16,10 @@ def kernel(operator: str, precision: str, microseconds: float, *covers: str) -> 
 
 def rounded(relative_error: float) -> Quantized:
     return Quantized(
-        low=-1, high=2.5, smallest_scale=0.01, largest_scale=0.02, error=relative_error, relative_error=relative_error
+        original_range=(-1, 2.5),
+        scale_factor=(0.01, 0.02),
+        quantization_error=relative_error,
+        relative_error=relative_error,
     )
 
 

@@ -164,3 +164,37 @@ def test_groups_have_rates_of_their_own() -> None:
     fit(trained, groups, training(), plan, name="test", seed=0)
     moved = [not torch.equal(*pair) for pair in zip(before, (first, second, third, fourth))]
     assert moved == [False, False, True, False]
+
+
+def test_a_graph_that_changes_between_epochs_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr("temper.training.fit.COMPILED_FROM", 1)
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compiled.append(module) or module)
+    settings: dict[str, Any] = {"epochs": 4, "batch": SIZE, "learning_rate": 0.05, "optimizer": "sgd"}
+    trained, epochs = graph(), []
+
+    def changed(epoch: int) -> bool:
+        epochs.append(epoch)
+        return epoch == 2
+
+    groups = [Group(parameters=list(trained.module.parameters()))]
+    fit(trained, groups, training(), Plan(**settings), name="test", seed=1, before_epoch=changed)
+    assert epochs == [0, 1, 2, 3]
+    assert len(compiled) == 2
+
+
+def test_what_cannot_be_compiled_is_trained_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
+        def call(*inputs: Tensor) -> Any:
+            raise torch._dynamo.exc.Unsupported("an operator that it does not know\nand more")
+
+        return call
+
+    expected = graph()
+    fitted(expected, training())
+    monkeypatch.setattr("temper.training.fit.COMPILED_FROM", 1)
+    monkeypatch.setattr(torch, "compile", compiled)
+    trained, told = graph(), []
+    fitted(trained, training(tell=told.append))
+    assert all(map(torch.equal, weights(trained), weights(expected)))
+    assert [line for line in told if "an operator that it does not know): it runs uncompiled" in line] == told[:1]

@@ -234,23 +234,22 @@ def _weight(before: Array, rounding: _Rounding) -> Quantized | None:
 def _described(before: Array, after: Array, grid: Grid) -> Quantized:
     error = float(((before - after) ** 2).mean())
     return Quantized(
-        low=float(before.min()),
-        high=float(before.max()),
-        smallest_scale=float(grid.scale.min()),
-        largest_scale=float(grid.scale.max()),
-        error=error,
+        original_range=(float(before.min()), float(before.max())),
+        scale_factor=(float(grid.scale.min()), float(grid.scale.max())),
+        quantization_error=error,
         relative_error=error / max(float((before**2).mean()), 1e-30),
     )
 
 
 def _together(parts: Sequence[Quantized], sizes: Sequence[int]) -> Quantized:
     """One description of all calls, each of which held so many values."""
-    error = float(np.average([each.error for each in parts], weights=sizes))
-    power = float(np.average([each.error / max(each.relative_error, 1e-30) for each in parts], weights=sizes))
+    errors = np.array([each.quantization_error for each in parts])
+    powers = errors / np.maximum([each.relative_error for each in parts], 1e-30)
+    error, power = float(np.average(errors, weights=sizes)), float(np.average(powers, weights=sizes))
+    lows, highs = zip(*(each.original_range for each in parts))
     return replace(
         parts[0],
-        low=min(each.low for each in parts),
-        high=max(each.high for each in parts),
-        error=error,
+        original_range=(min(lows), max(highs)),
+        quantization_error=error,
         relative_error=error / max(power, 1e-30),
     )

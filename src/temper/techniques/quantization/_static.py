@@ -21,6 +21,11 @@ class Bits:
     weights: Mapping[str, int] = field(default_factory=dict)
     inputs: Mapping[str, int] = field(default_factory=dict)
 
+    def at_least(self, width: int) -> "Bits":
+        """The same with no fewer bits than these."""
+        weights = {name: max(each, width) for name, each in self.weights.items()}
+        return Bits(weights=weights, inputs={name: max(each, width) for name, each in self.inputs.items()})
+
     def weight(self, layer: Node) -> int:
         return self.weights.get(layer.name, 8)
 

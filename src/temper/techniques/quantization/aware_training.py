@@ -5,8 +5,10 @@ Batch norms stay in the graph while it is trained, behind layers whose weights a
 end, they change scales and biases and no integer.
 """
 
+import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch.fx import Node
@@ -28,17 +30,24 @@ from temper.graph.facts import (
     is_call,
 )
 from temper.graph.learned_quantizers import LearnedQuantizer, learn, settle
-from temper.graph.mode import set_training
+from temper.graph.mode import is_training, set_norm_training, set_training
 from temper.graph.patterns.constants import has_foldable_constants
+from temper.graph.quantizers import remove_quantizers
 from temper.graph.surgery import clean, set_tensor, tensor_of
 from temper.techniques.quantization._insertion import quantize_bias
 from temper.techniques.quantization._ranges import weight_scales
 from temper.techniques.quantization._static import Bits, Ranges, quantize
 from temper.training.batch_norms import re_estimate
+from temper.training.device import moved, on
 from temper.training.fit import Group, Plan, fit
+from temper.training.oscillation import Freezing
 
 RE_ESTIMATED = 50
 """Batches that the statistics of batch norms are taken from at the end."""
+STAIRS = (4, 3)
+"""The bits by way of which progressive training comes down (Li et al. 2020, arXiv 1909.13144)."""
+EARLY = 6
+"""The part of all epochs that each step of the staircase but the last gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,7 @@ class QuantizationAwareTraining(Technique):
     weight_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of weights, where not num_bits (0)")
     activation_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of what layers read, where not num_bits (0)")
     ends_bits: int = knob(8, low=2, high=8, unit="bit", help="bits of the first and last layers, which lose most")
-    layer_bits: str = knob("", help="bits of single layers, weights and what they read, by name: 'conv1=8,fc=4'")
+    layer_bits: str = knob("", help="bits of single layers by name, of weights and of what they read: 'conv1=8,fc=4/8'")
     epochs: int = knob(
         4, among=(2, 4, 8), low=1, high=10_000, help="times that the training part is gone through", free=True
     )
@@ -77,6 +86,14 @@ class QuantizationAwareTraining(Technique):
     scale_rate: float = knob(1.0, low=0.0, high=100.0, help="that of scales, as a multiple; 0: they stay as they are")
     weight_decay: float = knob(1e-4, low=0.0, high=1.0, help="of weights alone, never of scales, norms and biases")
 
+    frozen_norms: float = knob(
+        0.0, low=0.0, high=1.0, help="share of the epochs, at the end, in which batch norms keep their statistics"
+    )
+    freeze_flips: float = knob(
+        0.0, low=0.0, high=1.0, help="weights that flip between two integers in a greater share of steps stay; 0: none"
+    )
+    progressive: bool = knob(False, help="come down to few bits by way of 4 and 3, of the same epochs")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("weight_bits", "activation_bits"):
@@ -88,6 +105,40 @@ class QuantizationAwareTraining(Technique):
         training, scheme = context.training, context.runtime.integers
         assert training is not None
         assert scheme is not None
+        given = self._bits(graph, float_layers(graph))
+        for phase in self._phases(given, training):
+            remove_quantizers(graph)
+            layers, norms = self._quantized(graph, context, phase.bits)
+            self._train(graph, norms, phase, context.seed)
+        fold_quantized(graph, norms)
+        if scheme.integer_bias:
+            for layer in layers:
+                quantize_bias(graph, layer)
+        clean(graph.module)
+        return graph
+
+    def _phases(self, given: Bits, training: Training) -> list["_Phase"]:
+        """Those of progressive training, which share the epochs and the time, or the only one."""
+        least = min((*given.weights.values(), *given.inputs.values()))
+        widths = [each for each in STAIRS if each > least] if self.progressive else []
+        early = max(1, self.epochs // EARLY)
+        epochs = [early for _ in widths] + [max(1, self.epochs - early * len(widths))]
+        now, phases = time.monotonic(), []
+        for index, bits in enumerate([*map(given.at_least, widths), given]):
+            share = sum(epochs[: index + 1]) / sum(epochs)
+            deadline = now + share * (training.deadline - now)
+            phases.append(
+                _Phase(
+                    name=self.name if bits is given else f"{self.name}-{widths[index]}-bits",
+                    bits=bits,
+                    epochs=epochs[index],
+                    training=replace(training, deadline=deadline),
+                )
+            )
+        return phases
+
+    def _quantized(self, graph: Graph, context: Context, bits: Bits) -> tuple[list[Node], list[Node]]:
+        """Put quantizers into the graph, in place, ranged for batch norms behind the layers; the layers, the norms."""
         folded = fold_batch_norms(graph)
         layers = float_layers(graph)
         quantize(
@@ -97,46 +148,67 @@ class QuantizationAwareTraining(Technique):
             skipped=(),
             ranges=Ranges(method="mse"),
             everywhere=True,
-            bits=self._bits(graph, layers),
+            bits=bits,
             integer_bias=False,
         )
         norms = unfold_batch_norms(graph, folded)
         for norm in norms:
             _range_anew(graph, norm.args[0])
-        self._train(graph, norms, training, context.seed)
-        fold_quantized(graph, norms)
-        if scheme.integer_bias:
-            for layer in layers:
-                quantize_bias(graph, layer)
-        clean(graph.module)
-        return graph
+        return layers, norms
 
-    def _train(self, graph: Graph, norms: Sequence[Node], training: Training, seed: int) -> None:
+    def _train(self, graph: Graph, norms: Sequence[Node], phase: "_Phase", seed: int) -> None:
         """Train everything in place, with the statistics of batch norms taken anew at the end."""
-        module = graph.module
+        module, training, plan = graph.module, phase.training, self._plan(graph, phase.epochs)
         set_training(graph, True)
-        learned = learn(graph)
-        gammas = [tensor_of(module, norm.args[1]) for norm in norms]
+        with on(graph, training.device):
+            learned = learn(graph)
+            gammas = [tensor_of(module, norm.args[1]) for norm in norms]
+            weights = [each for each in learned if tensor_of(module, each.node.args[0]) is not None]
+            freezing = Freezing(graph, weights, self.freeze_flips) if self.freeze_flips else None
+            frozen_from = math.ceil(plan.epochs * (1 - self.frozen_norms))
 
-        def after_step() -> None:
-            for each in learned:
-                each.clamp()
-            for gamma in gammas:
-                gamma.clamp_(min=0)  # type: ignore[union-attr] # a negative one would turn integers around
+            def before_epoch(epoch: int) -> bool:
+                if epoch < frozen_from or not any(map(is_training, norms)):
+                    return False
+                if epoch == frozen_from:
+                    self._re_estimate(graph, norms, training, epoch)
+                for norm in norms:
+                    set_norm_training(norm, False)
+                module.recompile()
+                return True
 
-        plan = self._plan(graph)
-        fit(graph, self._groups(graph, learned), training, plan, name=self.name, seed=seed, after_step=after_step)
-        settle(graph, learned)
-        if norms:
-            batches = training.batches(plan.batch, plan.epochs)
-            re_estimate(graph, norms, (inputs for inputs, _ in islice(batches, RE_ESTIMATED)))
+            def after_step() -> None:
+                for each in learned:
+                    each.clamp()
+                for gamma in gammas:
+                    gamma.clamp_(min=0)  # type: ignore[union-attr] # a negative one would turn integers around
+                if freezing is not None:
+                    freezing.step()
+
+            fit(
+                graph,
+                self._groups(graph, learned),
+                training,
+                plan,
+                name=phase.name,
+                seed=seed,
+                before_epoch=before_epoch,
+                after_step=after_step,
+            )
+            settle(graph, learned)
+            if any(map(is_training, norms)):
+                self._re_estimate(graph, norms, training, plan.epochs)
         set_training(graph, False)
 
-    def _plan(self, graph: Graph) -> Plan:
+    def _re_estimate(self, graph: Graph, norms: Sequence[Node], training: Training, epoch: int) -> None:
+        batches = islice(training.batches(self.batch, epoch), RE_ESTIMATED)
+        re_estimate(graph, norms, (moved(inputs, training.device) for inputs, _ in batches))
+
+    def _plan(self, graph: Graph, epochs: int) -> Plan:
         convolves = any(is_call(node, CONVOLUTIONS) for node in graph.module.graph.nodes)
         chosen = self.optimizer if self.optimizer != "auto" else "sgd" if convolves else "adamw"
         return Plan(
-            epochs=self.epochs,
+            epochs=epochs,
             batch=self.batch,
             learning_rate=self.learning_rate or {"sgd": 0.01, "adamw": 5e-5}[chosen],
             optimizer="sgd" if chosen == "sgd" else "adamw",
@@ -155,27 +227,40 @@ class QuantizationAwareTraining(Technique):
 
     def _bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
         """The bits of each layer: those given by its name, those of an end, or those of all others."""
-        given = self._given(graph, layers)
         ends = _ends(graph, layers)
-        weights, inputs = self.weight_bits or self.num_bits, self.activation_bits or self.num_bits
+        usual = (self.weight_bits or self.num_bits, self.activation_bits or self.num_bits)
+        bits = {each: (self.ends_bits, self.ends_bits) if each in ends else usual for each in layers}
+        bits |= self._given(layers)
         return Bits(
-            weights={each.name: given.get(each, self.ends_bits if each in ends else weights) for each in layers},
-            inputs={each.name: given.get(each, self.ends_bits if each in ends else inputs) for each in layers},
+            weights={layer.name: weights for layer, (weights, _) in bits.items()},
+            inputs={layer.name: inputs for layer, (_, inputs) in bits.items()},
         )
 
-    def _given(self, graph: Graph, layers: Sequence[Node]) -> Mapping[Node, int]:
+    def _given(self, layers: Sequence[Node]) -> Mapping[Node, tuple[int, int]]:
         """`layer_bits`, read. Raises: UsageError naming what is no layer, or no number of bits."""
         named = {str(each.args[1].target).removesuffix(".weight"): each for each in layers}  # type: ignore[union-attr]
         given = {}
         for entry in filter(None, self.layer_bits.split(",")):
             name, _, bits = entry.partition("=")
-            if name.strip() not in named or not bits.strip().isdigit() or not 2 <= int(bits) <= 8:
+            weights, slash, inputs = bits.partition("/")
+            both = (weights.strip(), (inputs if slash else weights).strip())
+            if name.strip() not in named or not all(each.isdigit() and 2 <= int(each) <= 8 for each in both):
                 raise UsageError(
-                    f"{self.name}: layer_bits has {entry!r}; write name=bits with 2 to 8 bits, and one of these names: "
-                    f"{', '.join(named)}"
+                    f"{self.name}: layer_bits has {entry!r}; write name=bits, or name=weights/inputs, with 2 to 8 "
+                    f"bits, and one of these names: {', '.join(named)}"
                 )
-            given[named[name.strip()]] = int(bits)
+            given[named[name.strip()]] = (int(both[0]), int(both[1]))
         return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phase:
+    """One training with one choice of bits; several are a staircase to few bits."""
+
+    name: str
+    bits: Bits
+    epochs: int
+    training: Training
 
 
 def _ends(graph: Graph, layers: Sequence[Node]) -> set[Node]:

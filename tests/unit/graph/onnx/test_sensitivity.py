@@ -50,8 +50,8 @@ def test_each_layer_says_what_its_quantizers_do(example: Example) -> None:
         for part in (layer.weight, layer.input):
             assert part is not None
             # Rounding to 8 bits leaves an error of a twelfth of the squared step where nothing is clipped.
-            assert part.error < part.largest_scale**2 / 8
-            assert part.low < part.high
+            assert part.quantization_error < part.scale_factor[1] ** 2 / 8
+            assert part.original_range[0] < part.original_range[1]
 
 
 def test_ranges_and_errors_are_those_of_the_float_file(example: Example) -> None:
@@ -62,7 +62,7 @@ def test_ranges_and_errors_are_those_of_the_float_file(example: Example) -> None
     weights = {each.name: numpy_helper.to_array(each) for each in reference.graph.initializer}
     weight = next(weights[name] for name in node.input if name in weights and weights[name].ndim > 1)
     assert first.weight is not None
-    assert (first.weight.low, first.weight.high) == (float(weight.min()), float(weight.max()))
+    assert first.weight.original_range == (float(weight.min()), float(weight.max()))
 
 
 def test_sensitivity_of_a_single_product_is_that_of_the_whole_file() -> None:

@@ -200,3 +200,64 @@ def test_scales_may_stay_as_they_are(net: Graph) -> None:
 def test_without_training_data_it_says_so(net: Graph) -> None:
     with pytest.raises(TrialError, match="has training data and a loss"):
         applied(QuantizationAwareTraining(), net, context_for(net, training=None))
+
+
+def test_what_a_layer_reads_may_have_bits_of_its_own(net: Graph) -> None:
+    graph = trained(net, num_bits=8, layer_bits="second=3/8, third=2/4", epochs=1)
+    assert bits_of(graph) == {"first": (8, 8), "second": (3, 8), "third": (2, 4), "head": (8, 8)}
+
+
+def test_progressive_training_comes_down_step_by_step(net: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To 2 bits by way of 4 and 3 in the inner layers, each with epochs of its own; ends stay at 8."""
+    from temper.techniques.quantization import aware_training
+
+    fit, seen = aware_training.fit, []
+
+    def noted(graph: Graph, groups: Any, training: Training, plan: Any, **rest: Any) -> Any:
+        highest = min(node.args[4] for node in graph.module.graph.nodes if _is_learned_weight(node))
+        seen.append((rest["name"], plan.epochs, highest))
+        return fit(graph, groups, training, plan, **rest)
+
+    monkeypatch.setattr(aware_training, "fit", noted)
+    graph = trained(net, num_bits=2, progressive=True, epochs=8)
+    name = QuantizationAwareTraining.name
+    assert seen == [(f"{name}-4-bits", 1, 7), (f"{name}-3-bits", 1, 3), (name, 6, 1)]
+    assert bits_of(graph) == {"first": (8, 8), "second": (2, 2), "third": (2, 2), "head": (8, 8)}
+    seen.clear()
+    trained(net, num_bits=8, progressive=True, epochs=2)
+    assert [epochs for _, epochs, _ in seen] == [2]
+
+
+def _is_learned_weight(node: Any) -> bool:
+    from temper.graph.learned_quantizers import learned_quantize
+
+    return node.target is learned_quantize and node.args[5] == 0
+
+
+def test_batch_norms_may_keep_their_statistics_at_the_end(net: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken anew where they are frozen, and not moved by the epochs behind."""
+    from temper.techniques.quantization import aware_training
+
+    estimate, seen = aware_training.re_estimate, []
+
+    def noted(graph: Graph, norms: Any, batches: Any) -> None:
+        estimate(graph, norms, batches)
+        seen.append([tensor_of(graph.module, norm.args[3]).clone() for norm in norms])  # type: ignore[union-attr]
+
+    fold, last = aware_training.fold_quantized, []
+
+    def folded(graph: Graph, norms: Any) -> None:
+        last.extend(tensor_of(graph.module, norm.args[3]).clone() for norm in norms)  # type: ignore[union-attr]
+        fold(graph, norms)
+
+    monkeypatch.setattr(aware_training, "re_estimate", noted)
+    monkeypatch.setattr(aware_training, "fold_quantized", folded)
+    trained(net, epochs=4, frozen_norms=0.5)
+    (means,) = seen
+    assert all(map(torch.equal, means, last))
+
+
+def test_weights_that_flip_are_frozen_and_nothing_of_it_is_left(net: Graph) -> None:
+    graph = trained(net, num_bits=2, freeze_flips=0.01, learning_rate=0.3, epochs=3)
+    assert not [name for name, _ in graph.module.named_buffers() if "oscillation" in name]
+    assert loss(graph, net) < 10
