@@ -6,7 +6,7 @@ ResNet-20 on JPEG CIFAR-10, from the fine-tuned float network, trained on the 50
 processor where there is one, and judged on the 8,000 images of the proof part by the artifacts that both integer
 runtimes load. Every trained graph is kept in the cache, so that one machine may train (`--train` does no more) and
 another one judge. Each judged (experiment, seed, epochs) is a line of `results/qat.jsonl`; the next run goes on behind
-it, and the page is made from the lines. `--full` takes 60 epochs. Peers need the extra `bench`.
+it, and the page is made from the lines. `--full` takes 30 epochs. Peers need the extra `bench`.
 """
 
 import argparse
@@ -50,7 +50,7 @@ KEPT = cifar10.CACHE / "qat"
 RUNTIMES: Mapping[str, Mapping[str, str]] = {"onnxruntime": {}, "openvino": {"precision": "f32"}}
 PLACED_FOR = "onnxruntime"
 BATCH, EVALUATED = 128, 500
-FULL = 60
+FULL = 30
 ALLOWED = {"W8A8": 0.1, "W4A4": 0.5, "W3A3": 1.2, "W2A2": 4.0}
 """Points that each may lose against the float network, on average over the seeds, after at most six epochs."""
 ALLOWED_FULL = {"W4A4": 0.3, "W2A2": 1.6}
@@ -163,7 +163,7 @@ def train(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> N
         return
     knobs = dict(experiment.knobs)
     if experiment.mixed_kb:
-        images, labels = subject.pixels[:2000].cpu(), subject.labels[:2000].cpu()
+        images, labels = subject.pixels[:2000], subject.labels[:2000]
         knobs = {"layer_bits": mixed(subject.graph, images, labels, 1000 * experiment.mixed_kb)}
     context = Context(
         runtime=catalog.get(Runtime, PLACED_FOR)(),

@@ -12,6 +12,7 @@ from temper.graph.quantizers import fake_quantize
 from temper.graph.surgery import set_tensor, tensor_of
 from temper.techniques.quantization._insertion import weight_integers
 from temper.techniques.quantization._ranges import weight_scales
+from temper.training.device import on
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 INPUT_BITS = ENDS_BITS = 8
@@ -22,13 +23,15 @@ PER_CHANNEL = 8
 def mixed(graph: Graph, images: Tensor, labels: Tensor, limit: int) -> str:
     """The knob `layer_bits` for weights that take at most `limit` bytes, first and last layer with 8 bits.
 
-    From 8 bits down, the layer and width whose own loss on the labelled images grows least for each byte saved comes
-    next. A layer's loss is measured with all others in float: Nagel et al. 2021 (arXiv 2106.08295), section 4.2.
+    The images lie on the device that computes. From 8 bits down, the layer and width whose own loss on the labelled
+    images grows least for each byte saved comes next. A layer's loss is measured with all others in float: Nagel et al.
+    2021 (arXiv 2106.08295), section 4.2.
     """
     graph = graph.copy()
     fold_batch_norms(graph)
     layers = float_layers(graph)
-    losses = {layer: _losses(graph, layer, images, labels) for layer in layers[1:-1]}
+    with on(graph, images.device.type):
+        losses = {layer: _losses(graph, layer, images, labels) for layer in layers[1:-1]}
     bits = dict.fromkeys(layers, ENDS_BITS)
     while sum(_bytes(graph, layer, bits[layer]) for layer in layers) > limit:
         steps = [(layer, width) for layer in losses for width in WIDTHS if width < bits[layer]]
@@ -50,9 +53,10 @@ def _losses(graph: Graph, layer: Node, images: Tensor, labels: Tensor) -> dict[i
     weight = tensor_of(graph.module, layer.args[1]).detach().clone()
     found = {}
     for width in WIDTHS:
-        scales = weight_scales(weight, weight_integers(width), "mse")
+        scales = weight_scales(weight.cpu(), weight_integers(width), "mse")
         zeros = torch.zeros(scales.shape, dtype=torch.int32)
-        set_tensor(graph.module, name, fake_quantize(weight, scales, zeros, *weight_integers(width), 0))
+        rounded = fake_quantize(weight.cpu(), scales, zeros, *weight_integers(width), 0)
+        set_tensor(graph.module, name, rounded.to(weight.device))
         with torch.no_grad():
             outputs = torch.cat([graph(part)[0] for part in images.split(500)])
         found[width] = float(F.cross_entropy(outputs, labels))

@@ -33,8 +33,9 @@ def trained(bits: int, training: Training, *, epochs: int, batch: int, seed: int
     for (images,), _ in first:
         model(images.to(training.device))  # makes the parameters that come from statistics
         break
-    decays = [each for each in model.parameters() if each.dim() > 1]
-    others = [each for each in model.parameters() if each.dim() <= 1]
+    decaying = {name: each.dim() > 1 and "scaling_impl" not in name for name, each in model.named_parameters()}
+    decays = [each for name, each in model.named_parameters() if decaying[name]]
+    others = [each for name, each in model.named_parameters() if not decaying[name]]
     groups = [{"params": decays, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, RATE, momentum=MOMENTUM, nesterov=True)
     steps = epochs * len(first)

@@ -16,12 +16,16 @@ from temper.core.graph import Graph
 def on(graph: Graph, device: str) -> Iterator[None]:
     """Have the graph on the device while the context lasts, in place: its tensors, and what its operators make anew.
 
-    Parameters and buffers that are added meanwhile come back with the others.
+    Parameters and buffers that are added meanwhile come back with the others. On a graphics processor the fastest
+    algorithms are looked for, since every step has the same shapes.
     """
+    searched = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
     _move(graph, device)
     try:
         yield
     finally:
+        torch.backends.cudnn.benchmark = searched
         _move(graph, "cpu")
 
 

@@ -21,6 +21,10 @@ class Bits:
     weights: Mapping[str, int] = field(default_factory=dict)
     inputs: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def least(self) -> int:
+        return min((*self.weights.values(), *self.inputs.values()), default=8)
+
     def at_least(self, width: int) -> "Bits":
         """The same with no fewer bits than these."""
         weights = {name: max(each, width) for name, each in self.weights.items()}

@@ -44,6 +44,9 @@ from temper.training.oscillation import Freezing
 
 RE_ESTIMATED = 50
 """Batches that the statistics of batch norms are taken from at the end."""
+RATES = {"sgd": 0.01, "adamw": 5e-5}
+EIGHT_BIT_RATE = 0.001
+"""Learning rates: those of SGD are Esser et al.'s, section 3, for networks that were trained in float before."""
 STAIRS = (4, 3)
 """The bits by way of which progressive training comes down (Li et al. 2020, arXiv 1909.13144)."""
 EARLY = 6
@@ -82,7 +85,9 @@ class QuantizationAwareTraining(Technique):
     optimizer: str = knob(
         "auto", among=("auto", "sgd", "adamw"), help="sgd for graphs with convolutions, else adamw", free=True
     )
-    learning_rate: float = knob(0.0, low=0.0, high=10.0, help="the largest; 0: 0.01 with sgd, 5e-5 with adamw")
+    learning_rate: float = knob(
+        0.0, low=0.0, high=10.0, help="the largest; 0: 0.01 with sgd, 0.001 at 8 bits throughout; 5e-5 with adamw"
+    )
     scale_rate: float = knob(1.0, low=0.0, high=100.0, help="that of scales, as a multiple; 0: they stay as they are")
     weight_decay: float = knob(1e-4, low=0.0, high=1.0, help="of weights alone, never of scales, norms and biases")
 
@@ -119,8 +124,7 @@ class QuantizationAwareTraining(Technique):
 
     def _phases(self, given: Bits, training: Training) -> list["_Phase"]:
         """Those of progressive training, which share the epochs and the time, or the only one."""
-        least = min((*given.weights.values(), *given.inputs.values()))
-        widths = [each for each in STAIRS if each > least] if self.progressive else []
+        widths = [each for each in STAIRS if each > given.least] if self.progressive else []
         early = max(1, self.epochs // EARLY)
         epochs = [early for _ in widths] + [max(1, self.epochs - early * len(widths))]
         now, phases = time.monotonic(), []
@@ -158,7 +162,7 @@ class QuantizationAwareTraining(Technique):
 
     def _train(self, graph: Graph, norms: Sequence[Node], phase: "_Phase", seed: int) -> None:
         """Train everything in place, with the statistics of batch norms taken anew at the end."""
-        module, training, plan = graph.module, phase.training, self._plan(graph, phase.epochs)
+        module, training, plan = graph.module, phase.training, self._plan(graph, phase.bits, phase.epochs)
         set_training(graph, True)
         with on(graph, training.device):
             learned = learn(graph)
@@ -204,13 +208,14 @@ class QuantizationAwareTraining(Technique):
         batches = islice(training.batches(self.batch, epoch), RE_ESTIMATED)
         re_estimate(graph, norms, (moved(inputs, training.device) for inputs, _ in batches))
 
-    def _plan(self, graph: Graph, epochs: int) -> Plan:
+    def _plan(self, graph: Graph, bits: Bits, epochs: int) -> Plan:
         convolves = any(is_call(node, CONVOLUTIONS) for node in graph.module.graph.nodes)
         chosen = self.optimizer if self.optimizer != "auto" else "sgd" if convolves else "adamw"
+        usual = RATES[chosen] if bits.least < 8 or chosen != "sgd" else EIGHT_BIT_RATE
         return Plan(
             epochs=epochs,
             batch=self.batch,
-            learning_rate=self.learning_rate or {"sgd": 0.01, "adamw": 5e-5}[chosen],
+            learning_rate=self.learning_rate or usual,
             optimizer="sgd" if chosen == "sgd" else "adamw",
             weight_decay=self.weight_decay,
             clip_norm=1.0 if chosen == "adamw" else 0.0,
