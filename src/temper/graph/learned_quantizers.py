@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,44 @@ def learned_quantize(
     ends included, and none outside. The scale gets round(v) - v of it inside and the nearer end, less z, outside; the
     zero point, without which z is 0, gets none inside and -scale outside. Values as `temper::fake_quantize`.
     """
+    result: Tensor = _LearnedQuantize.apply(x, scale, zero_point, low, high, axis)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LearnedQuantize(torch.autograd.Function):
+    """Of plain operators both ways, which a compiler fuses; derived by hand, the way back reads x and no more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int, axis: int | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, *([] if zero_point is None else [zero_point]))
+        ctx.limits, ctx.axis = (low, high), axis
+        along, lowest, highest = _grid(x, scale, zero_point, (low, high), axis)
+        return torch.clamp(torch.round(x / along), lowest, highest) * along
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, *zero_points = ctx.saved_tensors
+        along, lowest, highest = _grid(x, scale, zero_points[0] if zero_points else None, ctx.limits, ctx.axis)
+        v = x / along
+        inside = (v >= lowest) & (v <= highest)
+        of_x = torch.where(inside, upstream, 0.0)
+        of_scale = upstream * (torch.clamp(torch.round(v), lowest, highest) - torch.where(inside, v, 0.0))
+        others = [index for index in range(x.dim()) if index != ctx.axis]
+        of_zero = ((of_x - upstream) * along).sum() if zero_points else None
+        return of_x, of_scale.sum(others).reshape(scale.shape), of_zero, None, None, None
+
+
+def _grid(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, limits: tuple[int, int], axis: int | None
+) -> tuple[Tensor, Any, Any]:
+    """The scale, shaped to go with x, and the ends of the integers less the zero point."""
     along = scale if axis is None else scale.reshape([-1 if index == axis else 1 for index in range(x.dim())])
-    v = x / along
     if zero_point is None:
-        inside = torch.clamp(v, low, high)
-    else:
-        z = zero_point + (torch.round(zero_point) - zero_point).detach()
-        inside = torch.clamp(v, low - z, high - z)
-    return (inside + (torch.round(inside) - inside).detach()) * along
+        return along, *limits
+    z = torch.round(zero_point)
+    return along, limits[0] - z, limits[1] - z
 
 
 @dataclass(frozen=True, kw_only=True)

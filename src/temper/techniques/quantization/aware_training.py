@@ -44,9 +44,8 @@ from temper.training.oscillation import Freezing
 
 RE_ESTIMATED = 50
 """Batches that the statistics of batch norms are taken from at the end."""
-RATES = {"sgd": 0.01, "adamw": 5e-5}
-EIGHT_BIT_RATE = 0.001
-"""Learning rates: those of SGD are Esser et al.'s, section 3, for networks that were trained in float before."""
+SGD_RATES, EIGHT_BIT_RATE, ADAMW_RATE = {2: 0.02, 3: 0.01, 4: 0.003}, 0.001, 5e-5
+"""Learning rates. Those at 3 and 8 bits are Esser et al.'s, section 3; the fewer bits, the further weights must go."""
 STAIRS = (4, 3)
 """The bits by way of which progressive training comes down (Li et al. 2020, arXiv 1909.13144)."""
 EARLY = 6
@@ -86,7 +85,7 @@ class QuantizationAwareTraining(Technique):
         "auto", among=("auto", "sgd", "adamw"), help="sgd for graphs with convolutions, else adamw", free=True
     )
     learning_rate: float = knob(
-        0.0, low=0.0, high=10.0, help="the largest; 0: 0.01 with sgd, 0.001 at 8 bits throughout; 5e-5 with adamw"
+        0.0, low=0.0, high=10.0, help="the largest; 0: with sgd 0.02 to 0.001, by the fewest bits, with adamw 5e-5"
     )
     scale_rate: float = knob(1.0, low=0.0, high=100.0, help="that of scales, as a multiple; 0: they stay as they are")
     weight_decay: float = knob(1e-4, low=0.0, high=1.0, help="of weights alone, never of scales, norms and biases")
@@ -211,7 +210,7 @@ class QuantizationAwareTraining(Technique):
     def _plan(self, graph: Graph, bits: Bits, epochs: int) -> Plan:
         convolves = any(is_call(node, CONVOLUTIONS) for node in graph.module.graph.nodes)
         chosen = self.optimizer if self.optimizer != "auto" else "sgd" if convolves else "adamw"
-        usual = RATES[chosen] if bits.least < 8 or chosen != "sgd" else EIGHT_BIT_RATE
+        usual = ADAMW_RATE if chosen == "adamw" else SGD_RATES.get(bits.least, EIGHT_BIT_RATE)
         return Plan(
             epochs=epochs,
             batch=self.batch,
