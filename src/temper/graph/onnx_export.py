@@ -81,9 +81,22 @@ def _convert(graph: Graph, file: Path) -> None:
     if (group := activation_group(graph)) is not None:
         program.model.metadata_props[ACTIVATION_GROUP] = str(group)
     model = program.model_proto
+    _strip(model)
     pack_weights(model)
     onnx.checker.check_model(model)
     onnx.save_model(model, file)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of where each operator came from, and shapes that every runtime infers.
+
+    That is more than half of a small model's file.
+    """
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, Any]:

@@ -87,6 +87,36 @@ def test_a_peer_agrees() -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_torchao_agrees_on_a_layer() -> None:
+    """Its learned ranges, for the weight of a linear layer at 4 bits; weights that are cut and still round to an end,
+    which it lets pass, are moved inside."""
+    qat = pytest.importorskip("torchao.quantization.qat")
+    x = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(8, 24, generator=torch.Generator().manual_seed(3))
+    scales = torch.linspace(0.2, 0.3, 8)
+    v = weight / scales[:, None]
+    edge = ((v > 7) & (v < 7.6)) | ((v < -8) & (v > -8.6))
+    weight = torch.where(edge, 0.5 * weight, weight)
+    config = qat.IntxFakeQuantizeConfig(
+        torch.int4, "per_channel", is_symmetric=True, is_dynamic=False, range_learning=True
+    )
+    theirs = qat.fake_quantizer.IntxFakeQuantizer(config)
+    theirs.scale = nn.Parameter(scales[:, None].clone())
+    theirs.zero_point = torch.zeros(8, 1)
+    theirs._initialized = True
+    found = []
+    for quantize, scale in (
+        (lambda w: learned_quantize(w, mine, None, -8, 7, 0), mine := scales.clone().requires_grad_()),
+        (theirs, theirs.scale),
+    ):
+        trained = weight.clone().requires_grad_()
+        output = nn.functional.linear(x, quantize(trained))
+        output.square().mean().backward()
+        found.append((output.detach(), trained.grad, scale.grad.flatten()))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_few_values_that_stay_where_they_are(bits: int) -> None:
     x = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(bits))
