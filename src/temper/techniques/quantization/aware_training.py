@@ -109,10 +109,10 @@ class QuantizationAwareTraining(Technique):
         training, scheme = context.training, context.runtime.integers
         assert training is not None
         assert scheme is not None
-        given = self._bits(graph, float_layers(graph))
+        given = self.bits(graph, float_layers(graph))
         for phase in self._phases(given, training):
             remove_quantizers(graph)
-            layers, norms = self._quantized(graph, context, phase.bits)
+            layers, norms = self.quantized(graph, context, phase.bits)
             self._train(graph, norms, phase, context.seed)
         fold_quantized(graph, norms)
         if scheme.integer_bias:
@@ -140,7 +140,7 @@ class QuantizationAwareTraining(Technique):
             )
         return phases
 
-    def _quantized(self, graph: Graph, context: Context, bits: Bits) -> tuple[list[Node], list[Node]]:
+    def quantized(self, graph: Graph, context: Context, bits: Bits) -> tuple[list[Node], list[Node]]:
         """Put quantizers into the graph, in place, ranged for batch norms behind the layers; the layers, the norms."""
         folded = fold_batch_norms(graph)
         layers = float_layers(graph)
@@ -229,7 +229,7 @@ class QuantizationAwareTraining(Technique):
             Group(parameters=list(learnt.values()) if self.scale_rate else [], rate=self.scale_rate),
         ]
 
-    def _bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
+    def bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
         """The bits of each layer: those given by its name, those of an end, or those of all others."""
         ends = _ends(graph, layers)
         usual = (self.weight_bits or self.num_bits, self.activation_bits or self.num_bits)
