@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 import peers
 from peers.subject import Subject
@@ -24,10 +25,9 @@ from temper.measure.worker import Worker
 BUILD_S, LOAD_S, PREDICT_S = 1800.0, 900.0, 3600.0
 BLOCK_S = 0.025
 MEMORY_BYTES = 1 << 34
-PROCESSES = 4
+PROCESSES = 5
 """How often every contestant is loaded anew: the same artifact differs by up to 6 % from process to process, for as
 long as the process lives, by where its memory lies."""
-RESAMPLED = 2000
 FIXED, VARIED = 8, 16
 """How many examples the timed calls go round; more where lengths differ, so that they stand for the mixture."""
 
@@ -110,18 +110,12 @@ def timed(
 def ratio(of: Sequence[Timing], to: Sequence[Timing]) -> tuple[float, float, float]:
     """Time of the one over that of the other, and its 95 % interval: the geometric mean over the generations.
 
-    Within a generation the ratio is the median over its rounds. The interval comes from a bootstrap of generations and,
-    in each, of rounds (Davison & Hinkley 1997, section 3.8): rounds of the same processes resemble each other.
+    Within a generation the ratio is the median over its rounds. Rounds of the same processes resemble each other, so
+    the interval is Student's, of the generations' logarithms.
     """
-    logs = [np.log(one.blocks / other.blocks) for one, other in zip(of, to)]
-    rng = np.random.default_rng(0)
-    means = [
-        np.mean([np.median(rng.choice(logs[each], len(logs[each]))) for each in rng.integers(0, len(logs), len(logs))])
-        for _ in range(RESAMPLED)
-    ]
-    middle = np.mean([np.median(each) for each in logs])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.exp(middle)), float(np.exp(low)), float(np.exp(high))
+    logs = np.array([np.median(np.log(one.blocks / other.blocks)) for one, other in zip(of, to)])
+    reach = stats.t.ppf(0.975, len(logs) - 1) * stats.sem(logs)
+    return tuple(float(np.exp(each)) for each in (logs.mean(), logs.mean() - reach, logs.mean() + reach))
 
 
 def _generation(

@@ -182,6 +182,7 @@ def train(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> N
     device = torch.cuda.get_device_name() if subject.device == "cuda" else this_host().processor
     write_json(unfinished / "about.json", {"seconds": seconds, "device": device, "knobs": knobs})
     unfinished.rename(place)
+    shutil.rmtree(context.training.folder)
 
 
 def train_peer(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> None:
@@ -197,10 +198,12 @@ def train_peer(subject: Subject, experiment: Experiment, seed: int, epochs: int)
     )
     seconds = time.monotonic() - began
     answers = subject.answers(lambda part: model(part.to(subject.device)).cpu())
-    place.mkdir(parents=True)
-    np.save(place / "answers.npy", answers)
+    unfinished = place.with_suffix(".tmp")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    np.save(unfinished / "answers.npy", answers)
     device = torch.cuda.get_device_name() if subject.device == "cuda" else this_host().processor
-    write_json(place / "about.json", {"seconds": seconds, "device": device, "knobs": dict(experiment.knobs)})
+    write_json(unfinished / "about.json", {"seconds": seconds, "device": device, "knobs": dict(experiment.knobs)})
+    unfinished.rename(place)
 
 
 def judged(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> dict[str, Any]:

@@ -8,12 +8,13 @@ what the technique does behind it. All take turns, a step each, in random order.
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.nn import functional as F
 
 from qat import BATCH, PLACED_FOR, Images, Subject
@@ -25,6 +26,7 @@ from temper.core.runtime import Runtime
 from temper.graph.facts import float_layers
 from temper.graph.learned_quantizers import learn
 from temper.graph.mode import set_training
+from temper.graph.surgery import tensor_of
 from temper.hardware.detect import this_host
 from temper.measure.statistics import latency_ratio
 from temper.techniques.quantization.aware_training import QuantizationAwareTraining
@@ -35,27 +37,30 @@ Step = Callable[[Tensor, Tensor], None]
 
 
 def contestants(subject: Subject) -> dict[str, Step]:
-    plain, quantized = subject.graph.copy(), {bits: _quantized(subject, bits) for bits in (8, 4)}
+    plain = subject.graph.copy()
     set_training(plain, True)
-    steps = {PLAIN: _step(plain, compiled=True), "plain, eager": _step(plain.copy(), compiled=False)}
-    for bits, graph in quantized.items():
-        steps[f"W{bits}A{bits}, compiled"] = _step(graph, compiled=True)
-    return {**steps, "W8A8, eager": _step(_quantized(subject, 8), compiled=False)}
+    return {
+        PLAIN: _step(plain, [], compiled=True),
+        "W8A8, compiled": _step(*_quantized(subject, 8), compiled=True),
+        "W4A4, compiled": _step(*_quantized(subject, 4), compiled=True),
+        "plain, eager": _step(plain.copy(), [], compiled=False),
+        "W8A8, eager": _step(*_quantized(subject, 8), compiled=False),
+    }
 
 
-def _quantized(subject: Subject, bits: int) -> Graph:
-    """The graph as the technique trains it."""
+def _quantized(subject: Subject, bits: int) -> tuple[Graph, list[Node]]:
+    """The graph as the technique trains it, and its batch norms."""
     technique = QuantizationAwareTraining(num_bits=bits)
     runtime = catalog.get(Runtime, PLACED_FOR)()
     context = Context(runtime=runtime, target=this_host(), seed=0, calibration=(subject.calibration[:64],))
     graph = subject.graph.copy()
-    technique.quantized(graph, context, technique.bits(graph, float_layers(graph)))
+    _, norms = technique.quantized(graph, context, technique.bits(graph, float_layers(graph)))
     set_training(graph, True)
-    return graph
+    return graph, norms
 
 
-def _step(graph: Graph, *, compiled: bool) -> Step:
-    learned = learn(graph)
+def _step(graph: Graph, norms: Sequence[Node], *, compiled: bool) -> Step:
+    learned, gammas = learn(graph), [tensor_of(graph.module, norm.args[1]) for norm in norms]
     graph.module.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(graph.module.parameters(), 1e-5, momentum=0.9, nesterov=True)
     module = torch.compile(graph.module, dynamic=False) if compiled else graph.module
@@ -68,6 +73,8 @@ def _step(graph: Graph, *, compiled: bool) -> Step:
         with torch.no_grad():
             for each in learned:
                 each.clamp()
+            for gamma in gammas:
+                gamma.clamp_(min=0)
 
     return step
 

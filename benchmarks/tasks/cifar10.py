@@ -55,7 +55,10 @@ def data(prepared: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, traini
 
 
 class Augmented(Dataset[tuple[NDArray[np.float32], np.int64]]):
-    """Images, each time flipped with probability one half and shifted by up to four pixels, zeros coming in."""
+    """Images, each time flipped with probability one half and shifted by up to four pixels, zeros coming in.
+
+    PyTorch's own generator decides, which training seeds before each epoch.
+    """
 
     def __init__(
         self,
@@ -64,16 +67,15 @@ class Augmented(Dataset[tuple[NDArray[np.float32], np.int64]]):
         prepared: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
     ) -> None:
         self.pixels, self.labels, self.prepared = pixels, labels, prepared
-        self.random = np.random.default_rng(0)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.float32], np.int64]:
         image = self.prepared(self.pixels[index : index + 1])[0]
-        if self.random.random() < 0.5:
-            image = image[:, :, ::-1]
-        top, left = self.random.integers(0, 9, 2)
+        flips, top, left = torch.randint(0, 18, (3,)).tolist()
+        image = image[:, :, ::-1] if flips < 9 else image
+        top, left = top // 2, left // 2
         padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
         return np.ascontiguousarray(padded[:, top : top + 32, left : left + 32]), self.labels[index]
 

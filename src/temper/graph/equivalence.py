@@ -1,5 +1,8 @@
 """The proof that a rewriting keeps: on the graph's own example its outputs change by no more than rounding."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -7,24 +10,33 @@ from temper.core.errors import TrialError
 from temper.core.graph import Graph
 
 TOLERANCE, MOST = 1e-4, 1e-3
-"""Greatest change of an output, relative to the largest output, that counts as rounding: in a graph whose own rounding
-comes to more than a fair part of the first, at most the second."""
-OWN = 4
-"""How many times a graph's own rounding a change may come to: two graphs round, each in many places."""
+"""Greatest change of an output, relative to the largest output, that counts as rounding: in a graph that enlarges
+rounding more than most, at most the second."""
+ENLARGED = 8
+"""How many times as much as rounding of the inputs alone a change may do, since every operator rounds. Folding batch
+norms into inception_v3 and four other deep networks with random weights did 0.9 to 1.7 times as much."""
 
 
-def outputs(graph: Graph) -> tuple[Tensor, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """What a graph computed before it was rewritten, and how much its outputs change if its inputs are rounded."""
+
+    outputs: tuple[Tensor, ...]
+    rounding: float
+
+
+def outputs(graph: Graph) -> Before:
     """What the graph computes from its example, as tensors of their own."""
-    with torch.no_grad():
-        return tuple(each.clone() for each in graph(*graph.example))
+    found, rounded = _run(graph, graph.example), _run(graph, tuple(map(_rounded, graph.example)))
+    changes = [_change(one, other) for one, other in zip(found, rounded) if one.is_floating_point()]
+    return Before(outputs=found, rounding=max(filter(math.isfinite, changes), default=0.0))
 
 
-def check_unchanged(rewriting: str, graph: Graph, before: tuple[Tensor, ...], cause: str) -> None:
+def check_unchanged(rewriting: str, graph: Graph, before: Before, cause: str) -> None:
     """Raise TrialError, naming the usual cause, if an output is not what it was `before` but for rounding."""
-    after = outputs(graph)
-    changes = [_change(old, new) for old, new in zip(before, after, strict=True)]
-    allowed = TOLERANCE if max(changes) <= TOLERANCE else min(max(TOLERANCE, OWN * _rounding(graph, after)), MOST)
-    for spec, change in zip(graph.schema.outputs, changes, strict=True):
+    allowed = min(max(TOLERANCE, ENLARGED * before.rounding), MOST)
+    for spec, old, new in zip(graph.schema.outputs, before.outputs, _run(graph, graph.example), strict=True):
+        change = _change(old, new)
         if not change <= allowed:
             raise TrialError(
                 f"{rewriting} changed output {spec.name!r} by {change:.1e} of its scale, more than rounding "
@@ -32,16 +44,17 @@ def check_unchanged(rewriting: str, graph: Graph, before: tuple[Tensor, ...], ca
             )
 
 
-def _rounding(graph: Graph, found: tuple[Tensor, ...]) -> float:
-    """How much the outputs found in float32 differ from those in float64; 0 where the graph does not run in that."""
-    exact = graph.copy()
-    exact.module.double()
-    try:
-        with torch.no_grad():
-            wide = exact(*(each.double() if each.is_floating_point() else each for each in graph.example))
-    except RuntimeError:  # operators that name float32 meet float64 ones
-        return 0.0
-    return max(_change(each.to(mine.dtype), mine) for each, mine in zip(wide, found, strict=True))
+def _run(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return tuple(each.clone() for each in graph(*inputs))
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Each number of the tensor moved by one unit in its last place, up and down in turn; integers as they are."""
+    if not x.is_floating_point():
+        return x
+    up = torch.arange(x.numel()).reshape(x.shape) % 2 == 0
+    return torch.where(up, x.nextafter(x + x.abs() + 1), x.nextafter(x - x.abs() - 1))
 
 
 def _change(old: Tensor, new: Tensor) -> float:

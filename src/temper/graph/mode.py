@@ -22,9 +22,10 @@ def set_training(graph: Graph, training: bool) -> None:
     graph.module.recompile()
 
 
-def is_training(norm: Node) -> bool:
-    """Whether the batch norm is in training mode."""
-    return bool(norm.args[5])
+def norms_in_training(graph: Graph) -> list[Node]:
+    """The batch norms with running statistics that normalize by their batch as it is now."""
+    norms = [node for node in graph.module.graph.nodes if node.target is aten.batch_norm.default]
+    return [node for node in norms if node.args[3] is not None and node.args[5]]
 
 
 def set_norm_training(norm: Node, training: bool) -> None:

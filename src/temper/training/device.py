@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from temper.core.graph import Graph
@@ -21,8 +21,8 @@ def on(graph: Graph, device: str) -> Iterator[None]:
     """
     searched = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
-    _move(graph, device)
     try:
+        _move(graph, device)
         yield
     finally:
         torch.backends.cudnn.benchmark = searched
@@ -35,9 +35,11 @@ def moved(tensors: tuple[Tensor, ...], device: str) -> tuple[Tensor, ...]:
 
 def _move(graph: Graph, device: str) -> None:
     graph.module.to(device)
-    for node in graph.module.graph.nodes:
-        node.args, node.kwargs = _named(node, torch.device(device))
-    graph.module.recompile()
+    # The graphs inside (of torch.cond, of autocast regions) make tensors of their own.
+    for module in [each for each in graph.module.modules() if isinstance(each, GraphModule)]:
+        for node in module.graph.nodes:
+            node.args, node.kwargs = _named(node, torch.device(device))
+        module.recompile()
 
 
 def _named(node: Node, device: torch.device) -> tuple[Any, Any]:

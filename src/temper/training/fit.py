@@ -91,6 +91,7 @@ def fit(
     file = None if training.folder is None else training.folder / f"{name}.safetensors"
     loop = _Loop(graph, groups, training, plan, file, after_step)
     loop.restore()
+    loop.compile()
     devices = [torch.cuda.current_device()] if training.device == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         while not loop.ended():
@@ -130,7 +131,8 @@ class _Loop:
             raise TrialError("the training part does not hold one batch: give more examples, or a smaller batch")
         self._began = time.monotonic()
         self._size = 0
-        self.compile()
+        self._compiled: Callable[..., Any] | None = None
+        self._compiles = True
         self.step = 0
         self.history: list[Epoch] = []
 
@@ -204,8 +206,9 @@ class _Loop:
 
     def compile(self) -> None:
         """Put PyTorch's compiler before the module as it is now, where that is there and worth its time."""
-        self._compiled: Callable[..., Any] | None = None
-        if self.graph.schema.dynamic_length or self.plan.epochs * self._steps < COMPILED_FROM:
+        self._compiled = None
+        few = self.plan.epochs * self._steps - self.step < COMPILED_FROM
+        if few or not self._compiles or self.graph.schema.dynamic_length:
             return
         try:
             require_compiler("training")
@@ -233,14 +236,18 @@ class _Loop:
         )
 
     def _run_compiled(self, inputs: tuple[Tensor, ...]) -> Any:
-        """The outputs by the compiled module; if it cannot be compiled, by the module itself, from then on."""
+        """The outputs by the compiled module; if it cannot be compiled, by the module itself, from then on.
+
+        The way back is compiled at once with the way there, so that what fails in it fails here.
+        """
         assert self._compiled is not None
         try:
-            return self._compiled(*inputs)
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                return self._compiled(*inputs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             reason = str(error).strip().split("\n")[0]
             self.training.tell(f"the training step cannot be compiled ({reason}): it runs uncompiled, which is slower")
-            self._compiled = None
+            self._compiled, self._compiles = None, False
             return self.graph.module(*inputs)
 
     def _selection_loss(self) -> float:

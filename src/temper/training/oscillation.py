@@ -4,10 +4,10 @@ Reference: Nagel et al. 2022 (arXiv 2203.11086), section 4.3 and algorithm 1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from temper.core.graph import Graph
 from temper.graph.learned_quantizers import LearnedQuantizer
@@ -15,56 +15,44 @@ from temper.graph.surgery import tensor_of
 
 MOMENTUM = 0.01
 """That of the averages: of the integers, and of how often they turn around."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Weight:
-    """A weight tensor and its scale, and its integers' past, each of the weight's shape.
-
-    `integers` are those of the last step, `mean` their running average, `direction` the sign of their last change,
-    `flips` the running share of steps in which that turned around, and `frozen` what is kept still.
-    """
-
-    value: Tensor
-    learned: LearnedQuantizer
-    integers: Tensor
-    mean: Tensor
-    direction: Tensor
-    flips: Tensor
-    frozen: Tensor
+PAST = ("integers", "mean", "direction", "flips", "frozen")
+"""The integers of the last step, their running average, the sign of their last change, the running share of steps in
+which that turned around, and which weights are kept still."""
 
 
 class Freezing:
     """Freezes the integers of weights that turned around in more than this share of recent steps.
 
-    The past is kept in buffers of the module, so that a checkpoint has it; `clean` removes them.
+    The past of each weight's integers is kept in buffers of the module, of the weight's shape, so that a checkpoint has
+    it; `clean` removes them.
     """
 
     def __init__(self, graph: Graph, weights: Sequence[LearnedQuantizer], threshold: float) -> None:
-        self._threshold = threshold
-        self._weights = [_followed(graph, each, str(index)) for index, each in enumerate(weights)]
+        self._module, self._threshold = graph.module, threshold
+        self._weights = [(each, f"oscillation_{index}") for index, each in enumerate(weights)]
+        for each, name in self._weights:
+            _follow(graph.module, each, name)
 
     def step(self) -> None:
         """Take note of what the optimizer did, and put frozen weights back onto their integers."""
-        for each in self._weights:
-            scale = _along(each.value, each.learned)
-            integers = _integers(each.value, each.learned)
-            change = torch.sign(integers - each.integers)
-            turned = (change * each.direction < 0).float()
-            each.flips.lerp_(turned, MOMENTUM)
-            each.direction.copy_(torch.where(change == 0, each.direction, change))
-            each.mean.lerp_(integers, MOMENTUM)
-            newly = (each.flips > self._threshold) & ~each.frozen
-            still = torch.where(newly, torch.round(each.mean), each.integers)
-            each.frozen.logical_or_(newly)
-            each.integers.copy_(torch.where(each.frozen, still, integers))
-            each.value.copy_(torch.where(each.frozen, each.integers * scale, each.value))
+        for learned, name in self._weights:
+            # Asked for in each step: whoever changes the module's memory format puts other tensors in their place.
+            before, mean, direction, flips, frozen = (self._module.get_buffer(f"{name}_{key}") for key in PAST)
+            value = _value(self._module, learned)
+            integers = _integers(value, learned)
+            change = torch.sign(integers - before)
+            flips.lerp_((change * direction < 0).float(), MOMENTUM)
+            direction.copy_(torch.where(change == 0, direction, change))
+            mean.lerp_(integers, MOMENTUM)
+            newly = (flips > self._threshold) & ~frozen
+            still = torch.where(newly, torch.round(mean), before)
+            frozen.logical_or_(newly)
+            before.copy_(torch.where(frozen, still, integers))
+            value.copy_(torch.where(frozen, before * _along(value, learned), value))
 
 
-def _followed(graph: Graph, learned: LearnedQuantizer, name: str) -> _Weight:
-    value = tensor_of(graph.module, learned.node.args[0])
-    assert value is not None
-    integers = _integers(value.detach(), learned)
+def _follow(module: GraphModule, learned: LearnedQuantizer, name: str) -> None:
+    integers = _integers(_value(module, learned).detach(), learned)
     past = {
         "integers": integers,
         "mean": integers.clone(),
@@ -73,8 +61,13 @@ def _followed(graph: Graph, learned: LearnedQuantizer, name: str) -> _Weight:
         "frozen": torch.zeros_like(integers, dtype=torch.bool),
     }
     for key, tensor in past.items():
-        graph.module.register_buffer(f"oscillation_{name}_{key}", tensor)
-    return _Weight(value=value, learned=learned, **past)
+        module.register_buffer(f"{name}_{key}", tensor)
+
+
+def _value(module: GraphModule, learned: LearnedQuantizer) -> Tensor:
+    value = tensor_of(module, learned.node.args[0])
+    assert value is not None
+    return value
 
 
 def _integers(value: Tensor, learned: LearnedQuantizer) -> Tensor:

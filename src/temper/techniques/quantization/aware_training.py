@@ -30,7 +30,7 @@ from temper.graph.facts import (
     is_call,
 )
 from temper.graph.learned_quantizers import LearnedQuantizer, learn, settle
-from temper.graph.mode import is_training, set_norm_training, set_training
+from temper.graph.mode import norms_in_training, set_norm_training, set_training
 from temper.graph.patterns.constants import has_foldable_constants
 from temper.graph.quantizers import remove_quantizers
 from temper.graph.surgery import clean, set_tensor, tensor_of
@@ -49,7 +49,7 @@ SGD_RATES, EIGHT_BIT_RATE, ADAMW_RATE = {2: 0.02, 3: 0.01, 4: 0.003}, 0.001, 5e-
 STAIRS = (4, 3)
 """The bits by way of which progressive training comes down (Li et al. 2020, arXiv 1909.13144)."""
 EARLY = 6
-"""The part of all epochs that each step of the staircase but the last gets."""
+"""The part of all epochs that each step of the staircase but the last gets, one epoch at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +89,13 @@ class QuantizationAwareTraining(Technique):
     )
     scale_rate: float = knob(1.0, low=0.0, high=100.0, help="that of scales, as a multiple; 0: they stay as they are")
     weight_decay: float = knob(1e-4, low=0.0, high=1.0, help="of weights alone, never of scales, norms and biases")
-
     frozen_norms: float = knob(
         0.0, low=0.0, high=1.0, help="share of the epochs, at the end, in which batch norms keep their statistics"
     )
     freeze_flips: float = knob(
         0.0, low=0.0, high=1.0, help="weights that flip between two integers in a greater share of steps stay; 0: none"
     )
-    progressive: bool = knob(False, help="come down to few bits by way of 4 and 3, of the same epochs")
+    progressive: bool = knob(False, help="come down to few bits by way of 4 and 3, within the same epochs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,11 +108,14 @@ class QuantizationAwareTraining(Technique):
         training, scheme = context.training, context.runtime.integers
         assert training is not None
         assert scheme is not None
-        given = self.bits(graph, float_layers(graph))
-        for phase in self._phases(given, training):
+        phases = self._phases(self.bits(graph, float_layers(graph)))
+        for index, phase in enumerate(phases):
             remove_quantizers(graph)
             layers, norms = self.quantized(graph, context, phase.bits)
-            self._train(graph, norms, phase, context.seed)
+            share = phase.epochs / sum(each.epochs for each in phases[index:])
+            now = time.monotonic()
+            due = replace(training, deadline=now + share * (training.deadline - now))
+            self._train(graph, norms, phase, due, context.seed)
         fold_quantized(graph, norms)
         if scheme.integer_bias:
             for layer in layers:
@@ -121,24 +123,13 @@ class QuantizationAwareTraining(Technique):
         clean(graph.module)
         return graph
 
-    def _phases(self, given: Bits, training: Training) -> list["_Phase"]:
-        """Those of progressive training, which share the epochs and the time, or the only one."""
+    def _phases(self, given: Bits) -> list["_Phase"]:
+        """The steps down of progressive training, as far as there are epochs for them, and what remains for the end."""
         widths = [each for each in STAIRS if each > given.least] if self.progressive else []
         early = max(1, self.epochs // EARLY)
-        epochs = [early for _ in widths] + [max(1, self.epochs - early * len(widths))]
-        now, phases = time.monotonic(), []
-        for index, bits in enumerate([*map(given.at_least, widths), given]):
-            share = sum(epochs[: index + 1]) / sum(epochs)
-            deadline = now + share * (training.deadline - now)
-            phases.append(
-                _Phase(
-                    name=self.name if bits is given else f"{self.name}-{widths[index]}-bits",
-                    bits=bits,
-                    epochs=epochs[index],
-                    training=replace(training, deadline=deadline),
-                )
-            )
-        return phases
+        widths = widths[max(0, len(widths) - (self.epochs - 1) // early) :]
+        stairs = [_Phase(name=f"{self.name}-{each}-bits", bits=given.at_least(each), epochs=early) for each in widths]
+        return [*stairs, _Phase(name=self.name, bits=given, epochs=self.epochs - early * len(widths))]
 
     def quantized(self, graph: Graph, context: Context, bits: Bits) -> tuple[list[Node], list[Node]]:
         """Put quantizers into the graph, in place, ranged for batch norms behind the layers; the layers, the norms."""
@@ -159,19 +150,23 @@ class QuantizationAwareTraining(Technique):
             _range_anew(graph, norm.args[0])
         return layers, norms
 
-    def _train(self, graph: Graph, norms: Sequence[Node], phase: "_Phase", seed: int) -> None:
-        """Train everything in place, with the statistics of batch norms taken anew at the end."""
-        module, training, plan = graph.module, phase.training, self._plan(graph, phase.bits, phase.epochs)
+    def _train(self, graph: Graph, folded: Sequence[Node], phase: "_Phase", training: Training, seed: int) -> None:
+        """Train everything in place, with the statistics of batch norms taken anew at the end.
+
+        `folded` are the norms that are folded into their layers behind.
+        """
+        module, plan = graph.module, self._plan(graph, phase.bits, phase.epochs)
         set_training(graph, True)
+        norms = norms_in_training(graph)
         with on(graph, training.device):
             learned = learn(graph)
-            gammas = [tensor_of(module, norm.args[1]) for norm in norms]
+            gammas = [tensor_of(module, norm.args[1]) for norm in folded]
             weights = [each for each in learned if tensor_of(module, each.node.args[0]) is not None]
             freezing = Freezing(graph, weights, self.freeze_flips) if self.freeze_flips else None
             frozen_from = math.ceil(plan.epochs * (1 - self.frozen_norms))
 
             def before_epoch(epoch: int) -> bool:
-                if epoch < frozen_from or not any(map(is_training, norms)):
+                if epoch < frozen_from or not norms_in_training(graph):
                     return False
                 if epoch == frozen_from:
                     self._re_estimate(graph, norms, training, epoch)
@@ -188,7 +183,7 @@ class QuantizationAwareTraining(Technique):
                 if freezing is not None:
                     freezing.step()
 
-            fit(
+            history = fit(
                 graph,
                 self._groups(graph, learned),
                 training,
@@ -199,7 +194,7 @@ class QuantizationAwareTraining(Technique):
                 after_step=after_step,
             )
             settle(graph, learned)
-            if any(map(is_training, norms)):
+            if norms and len(history) <= frozen_from:
                 self._re_estimate(graph, norms, training, plan.epochs)
         set_training(graph, False)
 
@@ -264,7 +259,6 @@ class _Phase:
     name: str
     bits: Bits
     epochs: int
-    training: Training
 
 
 def _ends(graph: Graph, layers: Sequence[Node]) -> set[Node]:

@@ -1,6 +1,7 @@
 """What is trained is what ships: placement, bits, batch norms, agreement with the runtimes, and that training helps."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,8 @@ def test_progressive_training_comes_down_step_by_step(net: Graph, monkeypatch: p
     assert bits_of(graph) == {"first": (8, 8), "second": (2, 2), "third": (2, 2), "head": (8, 8)}
     seen.clear()
     trained(net, num_bits=8, progressive=True, epochs=2)
-    assert [epochs for _, epochs, _ in seen] == [2]
+    trained(net, num_bits=2, progressive=True, epochs=2)
+    assert [(name.rpartition("training")[2], epochs) for name, epochs, _ in seen] == [("", 2), ("-3-bits", 1), ("", 1)]
 
 
 def _is_learned_weight(node: Any) -> bool:
@@ -257,7 +259,41 @@ def test_batch_norms_may_keep_their_statistics_at_the_end(net: Graph, monkeypatc
     assert all(map(torch.equal, means, last))
 
 
-def test_weights_that_flip_are_frozen_and_nothing_of_it_is_left(net: Graph) -> None:
-    graph = trained(net, num_bits=2, freeze_flips=0.01, learning_rate=0.3, epochs=3)
-    assert not [name for name, _ in graph.module.named_buffers() if "oscillation" in name]
-    assert loss(graph, net) < 10
+def test_weights_that_flip_are_frozen_also_when_training_goes_on(
+    net: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted or not, the same weights come out; some were frozen, and nothing of it is left in the graph."""
+    from temper.techniques.quantization import aware_training
+
+    step, frozen, steps = aware_training.Freezing.step, [], 0
+
+    def noted(self: Any) -> None:
+        nonlocal steps
+        step(self)
+        buffers = dict(self._module.named_buffers())
+        frozen.append(sum(int(each.sum()) for name, each in buffers.items() if name.endswith("_frozen")))
+        steps += 1
+        if steps == 2 * COUNT + 1:
+            raise KeyboardInterrupt
+
+    knobs: dict[str, Any] = {"num_bits": 2, "freeze_flips": 0.01, "learning_rate": 0.1, "epochs": 4}
+    whole = trained(net, **knobs)
+    monkeypatch.setattr(aware_training.Freezing, "step", noted)
+    given = context_for(net, training=replace(training_for(net), folder=tmp_path))
+    technique = QuantizationAwareTraining(batch=SIZE, **knobs)
+    with pytest.raises(KeyboardInterrupt):
+        applied(technique, net, given)
+    resumed = applied(technique, net, given)
+    assert frozen[-1] > frozen[0] == 0
+    pairs = zip(whole.module.parameters(), resumed.module.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert not [name for name, _ in resumed.module.named_buffers() if "oscillation" in name]
+
+
+def test_a_finished_training_with_frozen_norms_goes_on_as_it_was(net: Graph, tmp_path: Path) -> None:
+    """The checkpoint of the last epoch is there, the trained graph is not: statistics are not taken anew."""
+    given = context_for(net, training=replace(training_for(net), folder=tmp_path))
+    technique = QuantizationAwareTraining(batch=SIZE, epochs=4, frozen_norms=0.5)
+    once, again = (applied(technique, net, given) for _ in range(2))
+    pairs = zip(once.module.state_dict().values(), again.module.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
