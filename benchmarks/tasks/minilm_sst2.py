@@ -47,12 +47,24 @@ def padded128() -> Task:
     return _task("MiniLM, SST-2, 128 tokens", source)
 
 
-def _task(name: str, source: Source) -> Task:
+def trainable() -> Task:
+    """Sentences at their natural length, with the other 6,408 training sentences for techniques that train."""
+    return _task("MiniLM, SST-2, natural length, with training", Sentences, training=True)
+
+
+def _task(name: str, source: Source, *, training: bool = False) -> Task:
     parts = {part: minilm.sentences(part) for part in ("train", "dev", "test")}
-    chosen = np.random.default_rng(0).choice(len(parts["train"][0]), CALIBRATION, replace=False)
+    everything = np.arange(len(parts["train"][0]))
+    chosen = np.random.default_rng(0).choice(len(everything), CALIBRATION, replace=False)
+    parts["rest"] = _chosen(*parts["train"], np.setdiff1d(everything, chosen))
     parts["train"] = _chosen(*parts["train"], chosen)
     held = {part: source(minilm.tokens(texts), labels) for part, (texts, labels) in parts.items()}
-    data = Data(calibration=held["train"], selection=held["dev"], proof=held["test"])
+    data = Data(
+        calibration=held["train"],
+        training=held["rest"] if training else None,
+        selection=held["dev"],
+        proof=held["test"],
+    )
     return Task(minilm.trained, data, metric="accuracy", name=name)
 
 
