@@ -290,8 +290,8 @@ def _row(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 def _mean(scores: Sequence[float], base: float) -> str:
     """The mean in percent, how far its interval reaches, and what it differs from the float network's."""
     percent = 100 * np.array(scores)
-    reach = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(percent) if len(scores) > 1 else math.nan
-    return f"{percent.mean():.2f} ± {reach:.2f} ({percent.mean() - base:+.2f})"
+    spread = f" ± {stats.t.ppf(0.975, len(scores) - 1) * stats.sem(percent):.2f}" if len(scores) > 1 else ""
+    return f"{percent.mean():.2f}{spread} ({percent.mean() - base:+.2f})"
 
 
 def main() -> None:
