@@ -99,7 +99,7 @@ def test_a_recipe_that_trains_is_trained_once(name: str, trainable: Path, folder
     assert first.read_bytes() == second.read_bytes()
     assert not list(folder.checkpoints.glob("*"))
     assert len(layers) == 3
-    assert all(layer.weight is not None and layer.weight.error > 0 for layer in layers)
+    assert all(layer.weight is not None and layer.weight.quantization_error > 0 for layer in layers)
 
 
 def test_training_that_was_killed_goes_on(trainable: Path, folder: RunFolder) -> None:

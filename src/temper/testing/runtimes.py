@@ -27,8 +27,10 @@ from temper.testing.techniques import context_of, prepare
 
 EXACT, LOOSE = 1e-4, 5e-2
 """Greatest difference from the graph, relative to the output's scale: in float32, and in what the runtime prefers."""
-STEPS = 4 / 255
-"""The same for 8-bit integers, where one value that rounds the other way moves what follows by a step."""
+STEPS, LOOSE_STEPS = 4 / 255, 0.15
+"""The same for 8-bit integers, where one value that rounds the other way moves what follows by a step: in runtimes that
+compute all else in float32, and in others, which round more of them the other way. In networks as small as these one
+step before the last layer is a tenth of an output."""
 BATCHES = (1, 3)
 CLEAN = """
 import runpy, sys, numpy, temper
@@ -103,7 +105,7 @@ def check_integers(runtime: Runtime, example: Example) -> bool:
             assert any(each.startswith("int") for each in counts), (
                 f"{where} executes no operator in integers: {dict(counts)}"
             )
-            tolerance = STEPS if runtime.full_precision else max(STEPS, LOOSE)
+            tolerance = STEPS if runtime.full_precision else LOOSE_STEPS
             check_agreement(runtime, simulated, folder, tolerance, where)
             check_repeats(runtime, simulated, folder, where)
     return bool(quantized)
