@@ -46,19 +46,19 @@ class _LearnedQuantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, scale, *([] if zero_point is None else [zero_point]))
         ctx.limits, ctx.axis = (low, high), axis
-        along, lowest, highest = _grid(x, scale, zero_point, (low, high), axis)
-        return torch.clamp(torch.round(x / along), lowest, highest) * along
+        step, lowest, highest = _grid(x, scale, zero_point, (low, high), axis)
+        return torch.clamp(torch.round(x / step), lowest, highest) * step
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, *zero_points = ctx.saved_tensors
-        along, lowest, highest = _grid(x, scale, zero_points[0] if zero_points else None, ctx.limits, ctx.axis)
-        v = x / along
+        step, lowest, highest = _grid(x, scale, zero_points[0] if zero_points else None, ctx.limits, ctx.axis)
+        v = x / step
         inside = (v >= lowest) & (v <= highest)
         of_x = torch.where(inside, upstream, 0.0)
         of_scale = upstream * (torch.clamp(torch.round(v), lowest, highest) - torch.where(inside, v, 0.0))
         others = [index for index in range(x.dim()) if index != ctx.axis]
-        of_zero = ((of_x - upstream) * along).sum() if zero_points else None
+        of_zero = ((of_x - upstream) * step).sum() if zero_points else None
         return of_x, of_scale.sum(others).reshape(scale.shape), of_zero, None, None, None
 
 
@@ -66,11 +66,15 @@ def _grid(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, limits: tuple[int, int], axis: int | None
 ) -> tuple[Tensor, Any, Any]:
     """The scale, shaped to go with x, and the ends of the integers less the zero point."""
-    along = scale if axis is None else scale.reshape([-1 if index == axis else 1 for index in range(x.dim())])
     if zero_point is None:
-        return along, *limits
+        return along(scale, x, axis), *limits
     z = torch.round(zero_point)
-    return along, limits[0] - z, limits[1] - z
+    return along(scale, x, axis), limits[0] - z, limits[1] - z
+
+
+def along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """The scale, one or one for each index of the axis of x, shaped to go with x."""
+    return scale if axis is None else scale.reshape([-1 if index == axis else 1 for index in range(x.dim())])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ def on(graph: Graph, device: str) -> Iterator[None]:
 
 
 def moved(tensors: tuple[Tensor, ...], device: str) -> tuple[Tensor, ...]:
+    """The tensors on the device; those that are there already, themselves."""
     return tuple(each.to(device, non_blocking=True) for each in tensors)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from temper.core.graph import Graph
-from temper.graph.learned_quantizers import LearnedQuantizer
+from temper.graph.learned_quantizers import LearnedQuantizer, along
 from temper.graph.surgery import tensor_of
 
 MOMENTUM = 0.01
@@ -48,7 +48,7 @@ class Freezing:
             still = torch.where(newly, torch.round(mean), before)
             frozen.logical_or_(newly)
             before.copy_(torch.where(frozen, still, integers))
-            value.copy_(torch.where(frozen, before * _along(value, learned), value))
+            value.copy_(torch.where(frozen, before * _step(value, learned), value))
 
 
 def _follow(module: GraphModule, learned: LearnedQuantizer, name: str) -> None:
@@ -71,11 +71,11 @@ def _value(module: GraphModule, learned: LearnedQuantizer) -> Tensor:
 
 
 def _integers(value: Tensor, learned: LearnedQuantizer) -> Tensor:
-    return torch.clamp(torch.round(value / _along(value, learned)), learned.low, learned.high)
+    return torch.clamp(torch.round(value / _step(value, learned)), learned.low, learned.high)
 
 
-def _along(value: Tensor, learned: LearnedQuantizer) -> Tensor:
-    """The scale, one or one for each index of the quantizer's axis, shaped to go with the weight."""
+def _step(value: Tensor, learned: LearnedQuantizer) -> Tensor:
+    """The scale, shaped to go with the weight."""
     axis = learned.node.args[5]
-    shape = [-1 if index == axis else 1 for index in range(value.dim())]
-    return learned.scale.detach() if axis is None else learned.scale.detach().reshape(shape)
+    assert axis is None or isinstance(axis, int)
+    return along(learned.scale.detach(), value, axis)
