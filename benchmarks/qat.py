@@ -74,6 +74,9 @@ EXPERIMENTS = (
     Experiment(name="W4A4", knobs={"num_bits": 4}),
     Experiment(name="W3A3", knobs={"num_bits": 3}),
     Experiment(name="W2A2", knobs={"num_bits": 2}),
+    Experiment(name="W2A2, progressive", knobs={"num_bits": 2, "progressive": True}),
+    Experiment(name="W2A2, norms frozen for the last 2 epochs", knobs={"num_bits": 2, "frozen_norms": 1 / 3}),
+    Experiment(name="W2A2, oscillations frozen", knobs={"num_bits": 2, "freeze_flips": 0.01}),
     Experiment(name="W4A4, fixed scales", knobs={"num_bits": 4, "scale_rate": 0.0}),
     Experiment(name="W2A2, fixed scales", knobs={"num_bits": 2, "scale_rate": 0.0}),
     Experiment(name="uniform W2A8 (73 kB)", knobs={"weight_bits": 2}),
@@ -87,12 +90,16 @@ EXPERIMENTS = (
 
 
 class Images:
-    """The training images of one epoch, shuffled, flipped and shifted, in whole batches."""
+    """The training images of one epoch, shuffled, flipped and shifted, in whole batches.
+
+    What is random about them is drawn for the whole epoch at once, so that no step waits for it.
+    """
 
     def __init__(self, pixels: Tensor, labels: Tensor, size: int, seed: int) -> None:
         self.pixels, self.labels, self.size = pixels, labels, size
-        self.generator = torch.Generator().manual_seed(seed)
-        self.order = torch.randperm(len(pixels), generator=self.generator).to(pixels.device)
+        generator = torch.Generator().manual_seed(seed)
+        self.order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
+        self.changes = cifar10.changes(len(pixels), generator).to(pixels.device)
 
     def __len__(self) -> int:
         return len(self.pixels) // self.size
@@ -100,7 +107,7 @@ class Images:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self) * self.size, self.size):
             chosen = self.order[start : start + self.size]
-            yield (cifar10.augmented(self.pixels[chosen], self.generator),), self.labels[chosen]
+            yield (cifar10.augmented(self.pixels[chosen], self.changes[:, chosen]),), self.labels[chosen]
 
 
 class Selection:

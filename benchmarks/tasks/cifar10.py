@@ -170,7 +170,7 @@ def fine_tune(model: ResNet, epochs: int, batch: int = 128, rate: float = 0.02, 
         total = 0.0
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
-            x = augmented(inputs[chosen], generator).to(memory_format=torch.channels_last)
+            x = augmented(inputs[chosen], changes(batch, generator)).to(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
                 loss = F.cross_entropy(model(x).float(), targets[chosen])
             optimizer.zero_grad()
@@ -182,15 +182,19 @@ def fine_tune(model: ResNet, epochs: int, batch: int = 128, rate: float = 0.02, 
     model.to(memory_format=torch.contiguous_format)
 
 
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image flipped with probability one half and shifted by up to four pixels, zeros coming in."""
+def changes(n: int, generator: torch.Generator) -> Tensor:
+    """How n images are changed: whether each is flipped, and by how much it is shifted down and right; (3, n)."""
+    flipped = torch.rand(n, generator=generator) < 0.5
+    return torch.cat([flipped[None].long(), torch.randint(0, 9, (2, n), generator=generator)])
+
+
+def augmented(x: Tensor, changed: Tensor) -> Tensor:
+    """Each image flipped, and shifted by up to four pixels, zeros coming in, as its column of `changes` says."""
     n, _, height, width = x.shape
-    flipped = (torch.rand(n, generator=generator) < 0.5).to(x.device)
-    x = torch.where(flipped[:, None, None, None], x.flip(3), x)
+    flipped, top, left = changed
+    x = torch.where(flipped.bool()[:, None, None, None], x.flip(3), x)
     padded = F.pad(x, (4, 4, 4, 4))
-    top, left = torch.randint(0, 9, (2, n), generator=generator)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
-    places = (each.to(x.device) for each in (torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]))
-    images, rows, columns = places
-    return padded[images, :, rows, columns].permute(0, 3, 1, 2)
+    rows = top[:, None] + torch.arange(height, device=x.device)
+    columns = left[:, None] + torch.arange(width, device=x.device)
+    images = torch.arange(n, device=x.device)
+    return padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -77,13 +77,13 @@ def fit(
     name: str,
     seed: int,
     before_epoch: Callable[[int], bool] = lambda epoch: False,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[float], None] = lambda share: None,
 ) -> list[Epoch]:
     """Train the groups' parameters in place, in the mode that the graph is in; what each epoch came to.
 
     The graph is on `training.device`, its parameters with it. `before_epoch` is told the number of the epoch, from 0,
     and returns whether it changed the graph, which is then compiled anew; `after_step` is called, without gradients,
-    behind each step of the optimizer. `name` is the checkpoint's: training that was interrupted goes on behind its last
+    behind each step of the optimizer, with the share of the training that is over. `name` is the checkpoint's: training that was interrupted goes on behind its last
     whole epoch. The parameters of the last epoch are what stays.
 
     Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
@@ -117,7 +117,7 @@ class _Loop:
         training: Training,
         plan: Plan,
         file: Path | None,
-        after_step: Callable[[], None],
+        after_step: Callable[[float], None],
     ) -> None:
         self.graph, self.training, self.plan, self.file, self._after_step = graph, training, plan, file, after_step
         if plan.channels_last:
@@ -150,15 +150,16 @@ class _Loop:
         for inputs, targets in self.training.batches(self.plan.batch, len(self.history)):
             if time.monotonic() >= self.training.deadline:
                 break
-            self._set_rates()
+            share = self._share()
+            self._set_rates(share)
             loss = self._loss(inputs, targets)
-            self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if self.plan.clip_norm:
                 nn.utils.clip_grad_norm_(self._parameters, self.plan.clip_norm)
             self._optimizer.step()
+            self._optimizer.zero_grad()
             with torch.no_grad():
-                self._after_step()
+                self._after_step(share)
             total, seen, self.step = total + loss.detach(), seen + 1, self.step + 1
             if seen % LOOKED_AT == 0:
                 self._require_finite(total)
@@ -214,7 +215,9 @@ class _Loop:
             require_compiler("training")
         except MissingExtra:
             return
-        self._compiled = torch.compile(self.graph.module, dynamic=False)
+        # Kernels of small networks take less time than it takes to launch them one by one; CUDA graphs launch all.
+        mode = "reduce-overhead" if self.training.device == "cuda" else None
+        self._compiled = torch.compile(self.graph.module, dynamic=False, mode=mode)
 
     def _require_finite(self, total: Tensor) -> None:
         if not math.isfinite(float(total)):
@@ -261,14 +264,17 @@ class _Loop:
                 count += len(targets)
         return total / count if count else math.nan
 
-    def _set_rates(self) -> None:
-        """The rate at this share of the steps or, if that is further, of the time."""
-        now = time.monotonic()
+    def _share(self) -> float:
+        """What is over with this step: the share of the steps or, if that is greater, of the time; at most 1."""
         share = (self.step + 1) / (self.plan.epochs * self._steps)
         if math.isfinite(self.training.deadline):
-            share = max(share, (now - self._began) / max(self.training.deadline - self._began, 1e-9))
+            past = time.monotonic() - self._began
+            share = max(share, past / max(self.training.deadline - self._began, 1e-9))
+        return min(share, 1.0)
+
+    def _set_rates(self, share: float) -> None:
         warm = min(1.0, share / self.plan.warmup) if self.plan.warmup else 1.0
-        factor = warm * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        factor = warm * 0.5 * (1 + math.cos(math.pi * share))
         for group, rate in zip(self._optimizer.param_groups, self._rates):
             group["lr"] = rate * factor
 

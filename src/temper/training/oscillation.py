@@ -3,6 +3,7 @@
 Reference: Nagel et al. 2022 (arXiv 2203.11086), section 4.3 and algorithm 1.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,14 +16,17 @@ from temper.graph.surgery import tensor_of
 
 MOMENTUM = 0.01
 """That of the averages: of the integers, and of how often they turn around."""
+EASED = 4
+"""How many times the threshold is at the beginning what it is at the end; Nagel et al. come down from 0.04 to 0.01."""
 PAST = ("integers", "mean", "direction", "flips", "frozen")
 """The integers of the last step, their running average, the sign of their last change, the running share of steps in
 which that turned around, and which weights are kept still."""
 
 
 class Freezing:
-    """Freezes the integers of weights that turned around in more than this share of recent steps.
+    """Freezes the integers of weights that turned around in more than a share of recent steps.
 
+    The share begins at four times the threshold and falls to it as a cosine: what hops early may still have to move.
     The past of each weight's integers is kept in buffers of the module, of the weight's shape, so that a checkpoint has
     it; `clean` removes them.
     """
@@ -33,8 +37,12 @@ class Freezing:
         for each, name in self._weights:
             _follow(graph.module, each, name)
 
-    def step(self) -> None:
-        """Take note of what the optimizer did, and put frozen weights back onto their integers."""
+    def step(self, share: float) -> None:
+        """Take note of what the optimizer did, and put frozen weights back onto their integers.
+
+        `share` of the training is over.
+        """
+        threshold = self._threshold * (1 + (EASED - 1) * 0.5 * (1 + math.cos(math.pi * share)))
         for learned, name in self._weights:
             # Asked for in each step: whoever changes the module's memory format puts other tensors in their place.
             before, mean, direction, flips, frozen = (self._module.get_buffer(f"{name}_{key}") for key in PAST)
@@ -44,7 +52,7 @@ class Freezing:
             flips.lerp_((change * direction < 0).float(), MOMENTUM)
             direction.copy_(torch.where(change == 0, direction, change))
             mean.lerp_(integers, MOMENTUM)
-            newly = (flips > self._threshold) & ~frozen
+            newly = (flips > threshold) & ~frozen
             still = torch.where(newly, torch.round(mean), before)
             frozen.logical_or_(newly)
             before.copy_(torch.where(frozen, still, integers))

@@ -44,7 +44,7 @@ def graph() -> Graph:
 
 
 def fitted(
-    trained: Graph, given: Training, *, after_step: Callable[[], None] = lambda: None, **plan: Any
+    trained: Graph, given: Training, *, after_step: Callable[[float], None] = lambda share: None, **plan: Any
 ) -> list[Epoch]:
     groups = [Group(parameters=list(trained.module.parameters()), decays=True)]
     settings: dict[str, Any] = {"epochs": 4, "batch": SIZE, "learning_rate": 0.05, "optimizer": "sgd"}
@@ -79,7 +79,7 @@ def test_it_goes_on_behind_the_last_whole_epoch(tmp_path: Path) -> None:
     expected = fitted(whole, training(tmp_path / "whole"))
     seen = 0
 
-    def stop() -> None:
+    def stop(_share: float) -> None:
         nonlocal seen
         seen += 1
         if seen == 2 * COUNT + 3:
@@ -119,7 +119,7 @@ def test_it_ends_in_time_with_the_rate_at_its_end(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     trained = graph()
 
-    def tick() -> None:
+    def tick(_share: float) -> None:
         clock[0] += 1
 
     step = torch.optim.SGD.step

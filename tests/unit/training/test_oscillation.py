@@ -28,11 +28,11 @@ def test_only_what_oscillates_is_frozen_on_its_mean() -> None:
         freezing = Freezing(graph, [learned], 0.1)
         for step in range(60):
             weight.copy_(torch.tensor([[1.0 if step % 3 == 0 else 1.5, -3.0 + 0.1 * step, 1.0]]))
-            freezing.step()
+            freezing.step(1.0)
     torch.testing.assert_close(weight.detach(), torch.tensor([[1.5, -3.0 + 0.1 * 59, 1.0]]))
     with torch.no_grad():
         weight.copy_(torch.tensor([[1.0, 2.0, 1.5]]))
-        freezing.step()
+        freezing.step(1.0)
     torch.testing.assert_close(weight.detach(), torch.tensor([[1.5, 2.0, 1.5]]))
     assert "oscillation_0_mean" in dict(module.named_buffers())
     clean(module)

@@ -175,13 +175,13 @@ class QuantizationAwareTraining(Technique):
                 module.recompile()
                 return True
 
-            def after_step() -> None:
+            def after_step(share: float) -> None:
                 for each in learned:
                     each.clamp()
                 for gamma in gammas:
                     gamma.clamp_(min=0)  # type: ignore[union-attr] # a negative one would turn integers around
                 if freezing is not None:
-                    freezing.step()
+                    freezing.step(share)
 
             history = fit(
                 graph,

@@ -267,9 +267,9 @@ def test_weights_that_flip_are_frozen_also_when_training_goes_on(
 
     step, frozen, steps = aware_training.Freezing.step, [], 0
 
-    def noted(self: Any) -> None:
+    def noted(self: Any, share: float) -> None:
         nonlocal steps
-        step(self)
+        step(self, share)
         buffers = dict(self._module.named_buffers())
         frozen.append(sum(int(each.sum()) for name, each in buffers.items() if name.endswith("_frozen")))
         steps += 1
