@@ -49,10 +49,13 @@ def trained(bits: int, training: Training, *, epochs: int, batch: int, seed: int
         return min(1.0, share / WARMUP) * 0.5 * (1 + math.cos(math.pi * share))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    network = model
     for epoch in range(epochs):
+        if epoch == 1 and training.device == "cpu":  # the first has steps of two kinds: statistics, then scales
+            network = torch.compile(model, dynamic=False)
         total = torch.zeros((), device=training.device)
         for (images,), labels in training.batches(batch, epoch):
-            loss = F.cross_entropy(model(images.to(training.device)), labels.to(training.device))
+            loss = F.cross_entropy(network(images.to(training.device)), labels.to(training.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -112,6 +112,7 @@ class IntegerScheme:
     whole tensor, with a zero point, or groups of neighbours in a row, symmetrically; None if the runtime does not.
     `blocks`: it keeps weights of 4 or 8 bits with a scale a block, and quantizes activations in the same blocks.
     `fuses_activations`: every activation behind a convolution becomes part of it, rather than only those that clamp.
+    `fuses_sums`: a convolution adds what its output is summed with before it rounds, once; no quantizer stands between.
     `signed_with`: with these features of the processor, convolutions read signed values with zero point 0 faster than
     unsigned ones with another.
     """
@@ -121,4 +122,5 @@ class IntegerScheme:
     dynamic: Literal["tensor", "rows"] | None = None
     blocks: bool = False
     fuses_activations: bool = False
+    fuses_sums: bool = False
     signed_with: tuple[str, ...] = ()

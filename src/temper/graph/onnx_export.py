@@ -51,6 +51,8 @@ def export_onnx(graph: Graph, file: Path) -> None:
 
 def _convert(graph: Graph, file: Path) -> None:
     module = packed(pads_at_convolutions(integer_layers(graph))).module.eval()
+    # From channels-last tensors the exporter makes operators that restore strides, of which ONNX knows nothing.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     shapes = tuple(_dynamic(spec) for spec in graph.schema.inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -58,7 +60,7 @@ def _convert(graph: Graph, file: Path) -> None:
         try:
             program = torch.onnx.export(
                 module,
-                graph.example,
+                tuple(each.contiguous() for each in graph.example),
                 dynamo=True,
                 input_names=_unused("input", graph.schema.inputs),
                 output_names=_unused("output", graph.schema.outputs),

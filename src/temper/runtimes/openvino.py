@@ -50,6 +50,7 @@ class OpenVino(Runtime):
         dynamic="rows",
         blocks=True,
         fuses_activations=True,
+        fuses_sums=True,
         signed_with=("amx_int8",),
     )
 

@@ -83,8 +83,8 @@ def fit(
 
     The graph is on `training.device`, its parameters with it. `before_epoch` is told the number of the epoch, from 0,
     and returns whether it changed the graph, which is then compiled anew; `after_step` is called, without gradients,
-    behind each step of the optimizer, with the share of the training that is over. `name` is the checkpoint's: training that was interrupted goes on behind its last
-    whole epoch. The parameters of the last epoch are what stays.
+    behind each step of the optimizer, with the share of the training that is over. `name` is the checkpoint's: training
+    that was interrupted goes on behind its last whole epoch. The parameters of the last epoch are what stays.
 
     Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
     """

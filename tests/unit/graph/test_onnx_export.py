@@ -35,3 +35,16 @@ def test_outputs_may_be_named_like_anything(runtime: OnnxRuntime | OpenVino, tmp
     results = runtime.load(tmp_path, graph.schema, 1).run(x.numpy())
     for result, expected in zip(results, graph(x), strict=True):
         torch.testing.assert_close(torch.from_numpy(result), expected)
+
+
+def test_strides_cost_no_operators(tmp_path: Path) -> None:
+    """A network whose tensors lie channels last is the same file as one whose tensors do not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    for name, order in (("plain", torch.contiguous_format), ("last", torch.channels_last)):
+        net.to(memory_format=order)  # type: ignore[call-overload]
+        (tmp_path / name).mkdir()
+        OnnxRuntime().export(capture(net, ((x.contiguous(memory_format=order),), {}), names=["x"]), tmp_path / name)
+    plain, last = ((tmp_path / name / "model.onnx").read_bytes() for name in ("plain", "last"))
+    assert last == plain

@@ -7,6 +7,7 @@ import torch
 from torch.fx import Node
 
 from temper.core.graph import Graph
+from temper.core.runtime import IntegerScheme
 from temper.graph.facts import CONVOLUTIONS, LINEAR, MATRIX_PRODUCTS, is_call
 from temper.graph.quantizers import is_movement
 
@@ -54,18 +55,23 @@ SIZES = (aten.sym_size.int, aten.sym_numel.default)
 
 
 def quantized_edges(
-    graph: Graph, *, everywhere: bool, skipped: Sequence[Node], fuses_activations: bool
+    graph: Graph, scheme: IntegerScheme, *, everywhere: bool, skipped: Sequence[Node]
 ) -> dict[Node, list[Node]]:
     """Each activation that gets a quantizer, with the consumers that read it through the quantizer.
 
     `skipped` are layers that stay in float. With `everywhere`, sums, concatenations, pools and data movements behind
     convolutions also read quantized values, and the outputs of convolutions are quantized, behind an activation that
-    the runtime fuses: one that clamps, or any if it `fuses_activations`. What is computed from stored tensors alone has
-    no quantizer: runtimes fold it.
+    the runtime fuses: one that clamps, or any if it `fuses_activations`. If it `fuses_sums`, one convolution goes into
+    a sum unrounded, as part of which the runtime executes the sum. What is computed from stored tensors alone has no
+    quantizer: runtimes fold it.
     """
     edges: dict[Node, list[Node]] = {}
     place = _Placement(
-        skipped=skipped, computed=_computed(graph), fused=ACTIVATIONS if fuses_activations else CLAMPS, edges=edges
+        skipped=skipped,
+        computed=_computed(graph),
+        fused=ACTIVATIONS if scheme.fuses_activations else CLAMPS,
+        fuses_sums=scheme.fuses_sums,
+        edges=edges,
     )
     # Backwards, so that a movement already knows whether someone reads its output as integers.
     for node in reversed(graph.module.graph.nodes):
@@ -130,6 +136,7 @@ class _Placement:
     skipped: Sequence[Node]
     computed: set[Node]
     fused: tuple[object, ...]
+    fuses_sums: bool
     edges: Mapping[Node, Sequence[Node]]
 
     def read_as_integers(self, node: Node) -> list[Node]:
@@ -137,7 +144,7 @@ class _Placement:
         if products := _read_by_product(node):
             return products
         if self.sums_convolution(node) and len(self.computed.intersection(_nodes(node.args[:2]))) == 2:
-            return _nodes(node.args[:2])
+            return self._rounded_terms(node)
         if is_call(node, POOLS):
             return _nodes(node.args[:1])
         if is_movement(node) and node in self.edges and self.comes_as_integers(_moved_from(node)):
@@ -145,6 +152,12 @@ class _Placement:
         if is_call(node, CONCATENATIONS) and node in self.edges and self.computed.issuperset(node.all_input_nodes):
             return node.all_input_nodes
         return []
+
+    def _rounded_terms(self, node: Node) -> list[Node]:
+        """The terms of a sum behind convolutions that are rounded before it."""
+        terms = _nodes(node.args[:2])
+        alone = [each for each in terms if self.fuses_sums and self.ends_convolution(each) and len(each.users) == 1]
+        return [each for each in terms if each not in alone[-1:]]
 
     def is_fused(self, node: Node) -> bool:
         """Whether the activation becomes part of what it reads: others than clamps only if nothing else reads that."""

@@ -68,7 +68,7 @@ def quantize(
     scheme, calibration = context.runtime.integers, context.calibration
     assert scheme is not None
     assert calibration is not None
-    edges = quantized_edges(graph, everywhere=everywhere, skipped=skipped, fuses_activations=scheme.fuses_activations)
+    edges = quantized_edges(graph, scheme, everywhere=everywhere, skipped=skipped)
     sources = range_sources(edges)
     seen = histograms(graph, calibration, {each for group in sources.values() for each in group}, ranges.method)
     signed = _signed(edges, sources) if scheme.symmetric_matmul else set()

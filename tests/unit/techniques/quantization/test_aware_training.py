@@ -147,8 +147,7 @@ def test_weights_have_no_more_values_than_their_bits_allow(net: Graph, bits: int
 def test_the_runtimes_compute_what_was_trained(net: Graph, runtime: Runtime, bits: int, tmp_path: Path) -> None:
     """Folded batch norms and packed integers included.
 
-    A value on the border of two integers may fall to either side. With activations of few bits OpenVINO lets more of
-    them than ONNX Runtime does, and why is not known; each is worth one step.
+    A value on the border of two integers may fall to either side, which is worth one step.
     """
     runtime.require()
     graph = trained(net, runtime, num_bits=bits)
@@ -161,8 +160,7 @@ def test_the_runtimes_compute_what_was_trained(net: Graph, runtime: Runtime, bit
     (found,) = runtime.load(tmp_path, graph.schema, 1).run(x.numpy())
     largest = float(np.abs(expected).max())
     close = np.isclose(found, expected, rtol=1e-4, atol=1e-4 * largest).all(axis=1)
-    if bits == 8 or isinstance(runtime, OnnxRuntime):
-        assert close.mean() >= 0.9
+    assert close.mean() >= 0.9
     assert float(np.abs(found - expected).max()) < 0.05 * largest
 
 
