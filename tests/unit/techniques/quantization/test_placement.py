@@ -317,7 +317,8 @@ class Shortcut(nn.Module):
     def __init__(self, *, clamped: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.main, self.side = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.stem, self.main = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.side = nn.Conv2d(8, 8, 1)
         self.last = nn.Conv2d(8, 8, 1, bias=False)
         self.clamped = clamped
         with torch.no_grad():
