@@ -4,11 +4,11 @@ The first stage finds the baseline. The second tries each chain of techniques wi
 the runtime that was fastest in float first; whatever would win but misses a limit is repaired at once, with all the
 techniques that prepare for it or restore what it lost, and what is still in doubt after the chains gets other values of
 the knobs that cost no speed. The best then gets one technique more, or one auxiliary technique less, as long as that
-makes it better. What trains comes next, where something would still win and loses too much. Runtimes that compile for
-tens of seconds come after the others, and those that are far behind in float come last. The third stage makes one
-change at a time (a knob, or a technique more) to two trials: the best that keeps the limits, and the best that misses
-them. Last come the neighbours of default recipes that could not be measured: another value of a knob may be what makes
-them work.
+makes it better. What trains comes next, where something would still win and loses too much, and for the least size with
+fewer and fewer bits. Runtimes that compile for tens of seconds come after the others, and those that are far behind in
+float come last. The third stage makes one change at a time (a knob, or a technique more) to two trials: the best that
+keeps the limits, and the best that misses them. Last come the neighbours of default recipes that could not be measured:
+another value of a knob may be what makes them work.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
 from temper.core.search import Search, Space, untried
+from temper.core.technique import Technique
 from temper.core.trial import Trial
 
 P = TypeVar("P", bound=Plug)
@@ -97,12 +98,26 @@ def _float_objective(runtime: Runtime, space: Space, history: Sequence[Trial]) -
 def _trainings(space: Space, history: Sequence[Trial], near: Sequence[Runtime]) -> Iterator[Recipe]:
     """What takes minutes, on the runtimes where something quicker would win and loses too much.
 
-    For the least size on every runtime, because what trains can do with fewer bits than what does not.
+    For the least size on every runtime, with fewer and fewer bits, of which what trains needs less than what does not.
     """
-    missed = sorted(_winning_misses(space, history), key=lambda each: each.objective(space.goal))
-    names = {each.recipe.runtime.name for each in missed}
-    wanted = near if space.goal.minimize == "size" else [each for each in near if each.name in names]
-    yield from _chains(space, wanted, slow=True)
+    names = {each.recipe.runtime.name for each in _winning_misses(space, history)}
+    yield from _chains(space, [each for each in near if each.name in names], slow=True)
+    if space.goal.minimize == "size":
+        for recipe in _chains(space, near, slow=True):
+            yield from _narrowed(recipe, space, history)
+
+
+def _narrowed(recipe: Recipe, space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
+    """The recipe with the next lower value of a knob that counts bits, and so on for as long as limits are kept."""
+    for index, technique in enumerate(recipe.techniques):
+        for knob in technique.knobs():
+            fewer = [each for each in knob.among or () if knob.unit == "bit" and each < getattr(technique, knob.name)]
+            if not fewer:
+                continue
+            narrower = _with(recipe, index, dataclasses.replace(technique, **{knob.name: fewer[-1]}))
+            yield narrower
+            if any(each.recipe == narrower and each.within(space.goal) for each in history):
+                yield from _narrowed(narrower, space, history)
 
 
 def _chains(space: Space, runtimes: Sequence[Runtime], *, slow: bool = False) -> Iterator[Recipe]:
@@ -207,10 +222,16 @@ def _rescues(space: Space, history: Sequence[Trial], runtimes: Sequence[Runtime]
 def _changed(recipe: Recipe, *, free: bool) -> Iterator[Recipe]:
     for index, technique in enumerate(recipe.techniques):
         for neighbour in _neighbours(technique, free=free):
-            techniques = (*recipe.techniques[:index], neighbour, *recipe.techniques[index + 1 :])
-            yield dataclasses.replace(recipe, techniques=techniques)
+            yield _with(recipe, index, neighbour)
     for runtime in _neighbours(recipe.runtime, free=free):
         yield dataclasses.replace(recipe, runtime=runtime)
+
+
+def _with(recipe: Recipe, index: int, technique: Technique) -> Recipe:
+    """The recipe with this technique in that place."""
+    return dataclasses.replace(
+        recipe, techniques=(*recipe.techniques[:index], technique, *recipe.techniques[index + 1 :])
+    )
 
 
 def _neighbours(plug: P, *, free: bool) -> Iterator[P]:

@@ -12,6 +12,7 @@ from temper.core.context import Context
 from temper.core.facts import Fact
 from temper.core.goal import Goal
 from temper.core.graph import Graph
+from temper.core.knobs import knob
 from temper.core.measurement import Measurement
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
@@ -44,11 +45,13 @@ def space(holds: Callable[[Fact, Runtime], bool] | None = None, *, techniques: b
     )
 
 
-def trial(number: int, recipe: Recipe, ratio: float, drop: float = 0.0, outcome: Outcome = "measured") -> Trial:
+def trial(
+    number: int, recipe: Recipe, ratio: float, drop: float = 0.0, outcome: Outcome = "measured", size: float = 1.0
+) -> Trial:
     def one(value: float) -> Measurement:
         return Measurement(value=value, lower=value, upper=value, unit="1", samples=9)
 
-    measurements = {"latency_ratio": one(ratio), "drop": one(drop), "size_bytes": one(1.0)}
+    measurements = {"latency_ratio": one(ratio), "drop": one(drop), "size_bytes": one(size)}
     return Trial(number=number, recipe=recipe, outcome=outcome, measurements=measurements)
 
 
@@ -219,6 +222,33 @@ def test_the_best_gets_one_technique_more_and_does_without_help_that_it_does_not
     names = [{each.name.rpartition(".")[2] for each in recipe.techniques} - {"batch_norm"} for recipe in found]
     both, without = names.index({"post_training", "mending", "speeding"}), names.index({"post_training", "speeding"})
     assert both < without < [recipe.runtime.name for recipe in found].index("onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training(Technique):
+    name: ClassVar[str] = "training"
+    needs = (has_float_layers,)
+    slow = True
+
+    bits: int = knob(8, among=(2, 3, 4, 8), unit="bit")
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        return graph
+
+
+@pytest.mark.parametrize(("least", "tried"), [(2, [4, 3, 2]), (4, [4, 3]), (8, [4])])
+def test_for_the_least_size_training_goes_down_in_bits_while_limits_are_kept(least: int, tried: list[int]) -> None:
+    """Although eight bits, untrained, are as small as eight that were trained."""
+    usual, history = widened(_Training), list[Trial]()
+    small = replace(usual, goal=Goal(minimize="size"), runtimes=usual.runtimes[:1])
+    while len(history) < 40 and (recipe := StagedSearch().propose(small, history)) is not None:
+        bits = [each.bits for each in recipe.techniques if isinstance(each, _Training)]
+        width = bits[0] if bits else 8 if recipe.techniques else 32
+        drop = 0.2 if width < least else 0.0
+        history.append(trial(len(history) + 1, recipe, 1.0, drop, size=width))
+    trained = [each.recipe.techniques[0] for each in history if each.recipe.techniques]
+    widths = [each.bits for each in trained if isinstance(each, _Training)]
+    assert widths[: len(tried)] == tried
 
 
 def _touched(history: list[Trial]) -> list[int]:
