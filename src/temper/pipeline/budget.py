@@ -11,7 +11,8 @@ SEARCH_SHARE = 0.85
 """The share of the time that the search may take; the rest is for the proof."""
 LONGEST_TRIAL_SHARE = 0.5
 LEAST_TRIAL_S = 60.0
-UNLIMITED_TRIAL_S = 1800.0
+UNLIMITED_TRIAL_S, UNLIMITED_TRAINING_S = 1800.0, 7 * 86_400.0
+"""The longest that a trial may take where trials are counted: no result may depend on when training had to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,10 @@ class Budget:
         """Whether another trial may begin after so many have ended."""
         return self.left_s() > 0 and (self.trials is None or ended < self.trials)
 
-    def trial_s(self) -> float:
+    def trial_s(self, *, trains: bool = False) -> float:
         """The longest that the next trial may take: a hang must not eat the whole budget."""
         if self.seconds is None:
-            return UNLIMITED_TRIAL_S
+            return UNLIMITED_TRAINING_S if trains else UNLIMITED_TRIAL_S
         return min(self.left_s(), max(LEAST_TRIAL_S, LONGEST_TRIAL_SHARE * self.seconds))
 
 

@@ -15,7 +15,7 @@ from temper.core import catalog
 from temper.core.artifact import Artifact
 from temper.core.context import Context
 from temper.core.errors import TemperError, TrialError
-from temper.core.facts import Fact
+from temper.core.facts import Fact, has_training
 from temper.core.goal import Goal
 from temper.core.journal import Journal
 from temper.core.proof import Proof
@@ -159,8 +159,9 @@ def _search(workshop: Workshop, journal: Journal, prepared: Prepared, budget: Bu
                 break
             number = journal.start(recipe)
             tell(f"trial {number}: {recipe}")
+            time_s = budget.trial_s(trains=any(has_training in each.needs for each in recipe.techniques))
             try:
-                trial = evaluate(workshop, on_selection, number, recipe, journal.trials(), time_s=budget.trial_s())
+                trial = evaluate(workshop, on_selection, number, recipe, journal.trials(), time_s=time_s)
             except KeyboardInterrupt:
                 break
             if trial.outcome == "failed" and budget.left_s() <= 0:

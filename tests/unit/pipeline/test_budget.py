@@ -24,6 +24,7 @@ def test_trials_replace_time() -> None:
     budget = budgeted("soon", 3, 1e9)
     assert [budget.allows(ended) for ended in (0, 2, 3)] == [True, True, False]
     assert budget.left_s() == float("inf")
+    assert budget.trial_s(trains=True) > 100 * budget.trial_s()
     with pytest.raises(UsageError, match="trials=0 must be at least 1"):
         budgeted("10m", 0, 0.0)
 
