@@ -138,10 +138,11 @@ def _chains(space: Space, runtimes: Sequence[Runtime], *, slow: bool = False) ->
 def _repairs(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     """What would win but misses a limit, with every technique that may help it; one by one if all together fail.
 
-    So is the best that keeps the limits, as long as the proof may still find its loss to be too large.
+    So is the best that keeps the limits, as long as the proof may still find its loss to be too large. What trains is
+    not trained again for the sake of an aid: it makes up for losses itself.
     """
-    missed = sorted(_winning_misses(space, history), key=lambda each: each.objective(space.goal))
-    for trial in (*missed, *_doubtful(space, history)):
+    missed = [each for each in _winning_misses(space, history) if not _trains(each.recipe)]
+    for trial in (*sorted(missed, key=lambda each: each.objective(space.goal)), *_doubtful(space, history)):
         whole = space.aided(trial.recipe)
         if whole == trial.recipe:
             continue
@@ -150,9 +151,19 @@ def _repairs(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
             yield from space.aids(trial.recipe)
 
 
-def _doubtful(space: Space, history: Sequence[Trial]) -> list[Trial]:
+def _trains(recipe: Recipe) -> bool:
+    """Whether something in it takes minutes, other than an aid."""
+    return any(each.slow and not each.auxiliary for each in recipe.techniques)
+
+
+def _improvable(space: Space, history: Sequence[Trial]) -> list[Trial]:
+    """The best that keeps the limits, unless it was trained: whatever is done to that takes as long again."""
     best = _best_inside(space, history)
-    return [best] if best is not None and _may_fail(best.drop, space.goal.max_drop) else []
+    return [] if best is None or _trains(best.recipe) else [best]
+
+
+def _doubtful(space: Space, history: Sequence[Trial]) -> list[Trial]:
+    return [each for each in _improvable(space, history) if _may_fail(each.drop, space.goal.max_drop)]
 
 
 def _may_fail(drop: Measurement, limit: float) -> bool:
@@ -171,8 +182,9 @@ def _touches(space: Space, history: Sequence[Trial], *, compiles: bool) -> Itera
 
 def _variations(space: Space, history: Sequence[Trial], *, compiles: bool) -> Iterator[Recipe]:
     """The best that keeps the limits with one technique more, or without one of those that only help others."""
-    best = _best_inside(space, history)
-    if best is not None and best.recipe.runtime.compiles <= compiles:
+    for best in _improvable(space, history):
+        if best.recipe.runtime.compiles > compiles:
+            continue
         present = best.recipe.techniques
         for longer in space.insertions(best.recipe):
             if not any(each.auxiliary or each.slow for each in longer.techniques if each not in present):
