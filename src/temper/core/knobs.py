@@ -55,8 +55,9 @@ def knob(
 ) -> Any:
     """A dataclass field that is configuration, validation, search space, command-line option and documentation.
 
-    `among` lists the values that a search tries, and that alone may be given unless `low` and `high` bound what may be
-    given by hand. A knob is `free` if it changes what the model answers, but neither its speed nor its size.
+    `among` lists the values that a search tries, in their order, and that alone may be given unless `low` and `high`
+    bound what may be given by hand. A knob is `free` if it changes what the model answers, but neither its speed nor
+    its size.
     """
     facts = {"among": among, "low": low, "high": high, "unit": unit, "help": help, "free": free}
     return dataclasses.field(default=default, metadata={"knob": facts})

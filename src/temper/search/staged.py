@@ -108,10 +108,12 @@ def _trainings(space: Space, history: Sequence[Trial], near: Sequence[Runtime]) 
 
 
 def _narrowed(recipe: Recipe, space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
-    """The recipe with the next lower value of a knob that counts bits, and so on for as long as limits are kept."""
+    """The recipe with fewer bits in a knob that counts them, a step at a time for as long as limits are kept."""
     for index, technique in enumerate(recipe.techniques):
         for knob in technique.knobs():
-            fewer = [each for each in knob.among or () if knob.unit == "bit" and each < getattr(technique, knob.name)]
+            if knob.unit != "bit" or knob.among is None:
+                continue
+            fewer = knob.among[: knob.among.index(getattr(technique, knob.name))]
             if not fewer:
                 continue
             narrower = _with(recipe, index, dataclasses.replace(technique, **{knob.name: fewer[-1]}))

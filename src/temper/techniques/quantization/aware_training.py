@@ -68,10 +68,10 @@ class QuantizationAwareTraining(Technique):
     slow = True
     reference = "Esser et al. 2020, arXiv 1902.08153; Bhalgat et al. 2020, arXiv 2004.09576"
 
-    num_bits: int = knob(
-        8, among=(2, 3, 4, 8), low=2, high=8, unit="bit", help="bits of weights and of what layers read"
+    num_bits: int = knob(8, low=2, high=8, unit="bit", help="bits of weights and of what layers read")
+    weight_bits: int = knob(
+        0, among=(2, 3, 4, 0), low=0, high=8, unit="bit", help="bits of weights, where not num_bits (0)"
     )
-    weight_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of weights, where not num_bits (0)")
     activation_bits: int = knob(0, low=0, high=8, unit="bit", help="bits of what layers read, where not num_bits (0)")
     ends_bits: int = knob(8, low=2, high=8, unit="bit", help="bits of the first and last layers, which lose most")
     layer_bits: str = knob("", help="bits of single layers by name, of weights and of what they read: 'conv1=8,fc=4/8'")
