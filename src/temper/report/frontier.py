@@ -22,8 +22,8 @@ def frontier(findings: Findings) -> Html:
         return section("frontier", "Between safe and bold", tag("p", words))
     intro = (
         "Each mark is one exported model, measured on the selection part, which the search may look at. The line leads "
-        "from the baseline to the trials that no other beats in both directions. The candidates for the proof are those "
-        "that, within the noise of a single measurement, may be the best. Bars are 95\u00a0% intervals."
+        "from the baseline to the trials that no other beats in both directions. The candidates for the proof are "
+        "those that, within the noise of a single measurement, may be the best. Bars are 95\u00a0% intervals."
     )
     best = "ships" if findings.proof is not None else "best so far"
     shown = [(mark, color, best if words == "ships" else words) for mark, color, words in KEY]
