@@ -239,10 +239,7 @@ class _Training(Technique):
 
 @pytest.mark.parametrize(("least", "tried"), [(2, [4, 3, 2]), (4, [4, 3]), (8, [4])])
 def test_for_the_least_size_training_goes_down_in_bits_while_limits_are_kept(least: int, tried: list[int]) -> None:
-    """Although eight bits, untrained, are as small as eight that were trained; and nothing trained is trained again.
-
-    Although the proof may still find that it loses too much, and mending might help.
-    """
+    """Also where eight bits need no training. What the proof may still reject is not trained again to be mended."""
     usual, history = widened(_Training, _Mending), list[Trial]()
     small = replace(usual, goal=Goal(minimize="size"), runtimes=usual.runtimes[:1])
     while len(history) < 40 and (recipe := StagedSearch().propose(small, history)) is not None:

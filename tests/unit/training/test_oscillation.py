@@ -34,6 +34,12 @@ def test_only_what_oscillates_is_frozen_on_its_mean() -> None:
         weight.copy_(torch.tensor([[1.0, 2.0, 1.5]]))
         freezing.step(1.0)
     torch.testing.assert_close(weight.detach(), torch.tensor([[1.5, 2.0, 1.5]]))
+    with torch.no_grad():
+        freezing = Freezing(graph, [learned], 0.1)
+        for step in range(60):
+            weight.copy_(torch.tensor([[1.0 if step % 3 == 0 else 1.5, 2.0, 1.5]]))
+            freezing.step(0.0)
+    assert not bool(module.get_buffer("oscillation_0_frozen").any()), "it begins at four times the threshold"
     assert "oscillation_0_mean" in dict(module.named_buffers())
     clean(module)
     assert "oscillation_0_mean" not in dict(module.named_buffers())
