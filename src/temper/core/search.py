@@ -64,10 +64,16 @@ class Space:
         return next((need for need in unmet if need not in providers), next(iter(unmet), None))
 
     def fits(self, recipe: Recipe) -> bool:
-        """Whether every technique finds what it needs, in the user's graph or left by those before it."""
+        """Whether every technique finds what it needs, in the user's graph or left by those before it.
+
+        What it wants undisturbed must not have ended before it.
+        """
         left: dict[Fact, bool] = {}
         for technique in recipe.techniques:
             if not all(left.get(need, self.holds(need, recipe.runtime)) for need in technique.needs):
+                return False
+            ended = (each for each in technique.undisturbed if not left.get(each, True))
+            if any(self.holds(each, recipe.runtime) for each in ended):
                 return False
             left |= {each: truth for fact in technique.leaves for each, truth in ((fact, True), (~fact, False))}
         return True

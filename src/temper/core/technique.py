@@ -15,7 +15,8 @@ from temper.core.knobs import Plug
 class Technique(Plug):
     """A frozen dataclass of knobs with one method.
 
-    `needs` are facts that must hold before, `leaves` facts that hold after; `reference` cites the paper. One that is
+    `needs` are facts that must hold before, `leaves` facts that hold after; `undisturbed` are facts that, where they
+    hold of the model as it was given, no technique before it may end; `reference` cites the paper. One that is
     `auxiliary` makes nothing cheaper by itself: it prepares for another technique or repairs what that one lost, so a
     search puts it beside others and never tries it alone; a `slow` one takes minutes on large layers, so it is added
     last and by itself. Whoever calls `apply` passes a copy that may be changed in place. An `apply` that finds nothing
@@ -26,6 +27,7 @@ class Technique(Plug):
     folder: ClassVar[str] = "temper.techniques"
     needs: ClassVar[tuple[Fact, ...]] = ()
     leaves: ClassVar[tuple[Fact, ...]] = ()
+    undisturbed: ClassVar[tuple[Fact, ...]] = ()
     auxiliary: ClassVar[bool] = False
     slow: ClassVar[bool] = False
     reference: ClassVar[str] = ""

@@ -92,3 +92,15 @@ def test_a_recipe_that_lacks_what_a_technique_needs_does_not_fit() -> None:
     space = space_of(WASH, PACK, MEND, holding=(RAW,))
     assert not space.fits(Recipe(techniques=(PACK(),), runtime=OnnxRuntime()))
     assert not space.fits(Recipe(techniques=(MEND(), WASH(), PACK()), runtime=OnnxRuntime()))
+
+
+def test_what_a_technique_wants_undisturbed_has_not_ended_before_it() -> None:
+    grow = type("grow", (Step,), {"needs": (), "leaves": (PACKED,), "undisturbed": (RAW,), "name": "grow"})
+    recipe = Recipe(techniques=(TIDY(), grow()), runtime=OnnxRuntime())
+    assert not space_of(TIDY, grow, holding=(RAW,)).fits(recipe)
+    assert space_of(TIDY, grow, holding=(RAW,)).fits(Recipe(techniques=(grow(), TIDY()), runtime=OnnxRuntime()))
+    washed = Recipe(techniques=(WASH(), grow()), runtime=OnnxRuntime())
+    assert space_of(WASH, grow, holding=(RAW,)).fits(washed), "what came before left it alone"
+    end = technique("end", (), (~RAW,))
+    ended = Recipe(techniques=(end(), grow()), runtime=OnnxRuntime())
+    assert space_of(end, grow, holding=()).fits(ended), "a model without it has nothing to lose"

@@ -65,6 +65,7 @@ class QuantizationAwareTraining(Technique):
         ~has_foldable_constants,
     )
     leaves = (has_quantizers, ~has_foldable_batch_norm)
+    undisturbed = (has_foldable_batch_norm,)
     slow = True
     reference = "Esser et al. 2020, arXiv 1902.08153; Bhalgat et al. 2020, arXiv 2004.09576"
 
