@@ -57,9 +57,19 @@ class _LearnedQuantize(torch.autograd.Function):
         inside = (v >= lowest) & (v <= highest)
         of_x = torch.where(inside, upstream, 0.0)
         of_scale = upstream * (torch.clamp(torch.round(v), lowest, highest) - torch.where(inside, v, 0.0))
-        others = [index for index in range(x.dim()) if index != ctx.axis]
-        of_zero = ((of_x - upstream) * step).sum() if zero_points else None
-        return of_x, of_scale.sum(others).reshape(scale.shape), of_zero, None, None, None
+        of_zero = _total((of_x - upstream) * step, None) if zero_points else None
+        return of_x, _total(of_scale, ctx.axis).reshape(scale.shape), of_zero, None, None, None
+
+
+def _total(x: Tensor, axis: int | None) -> Tensor:
+    """The sum over all axes but this one.
+
+    Over all of them in two steps, each channel first: batch norms sum their gradients so, and a compiler makes one pass
+    through memory of both.
+    """
+    kept = 1 if axis is None else axis
+    sums = x.sum([index for index in range(x.dim()) if index != kept])
+    return sums.sum() if axis is None else sums
 
 
 def _grid(
