@@ -1,6 +1,7 @@
-"""Running statistics of batch norms, taken anew."""
+"""Batch norms in training: which batches they can use, and their running statistics, taken anew."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,10 +9,29 @@ from torch.fx import Node
 
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
+from temper.core.training import Batch
+from temper.graph.mode import norms_in_training
 from temper.graph.surgery import tensor_of
 
 MOMENTUM = 6
 """Which argument of `batch_norm` is the momentum."""
+
+
+def usable(graph: Graph, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches without those of a single example, where a batch norm sees one value of a channel in each.
+
+    One value has no variance: the running one would not be finite any more.
+    """
+    single = any(_values_of_a_channel(norm) == 1 for norm in norms_in_training(graph))
+    return (batch for batch in batches if not single or len(batch[0][0]) > 1)
+
+
+def _values_of_a_channel(norm: Node) -> int | None:
+    """How many values of a channel each example has, or None if that is not fixed."""
+    value = norm.meta.get("val")
+    if not isinstance(value, Tensor) or not all(isinstance(size, int) for size in value.shape[2:]):
+        return None
+    return math.prod(value.shape[2:])
 
 
 def re_estimate(graph: Graph, norms: Sequence[Node], batches: Iterable[tuple[Tensor, ...]]) -> None:

@@ -1,16 +1,14 @@
 """The training loop that every training technique shares."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from temper.core.errors import MissingExtra, TrialError
@@ -18,45 +16,18 @@ from temper.core.graph import Graph
 from temper.core.training import Training
 from temper.graph.mode import set_training
 from temper.hardware.compiler import require_compiler
+from temper.training.batch_norms import usable
+from temper.training.checkpoint import Checkpoint, write
 from temper.training.device import moved
+from temper.training.memory import channels_last
+from temper.training.plan import Group, Plan, identity, optimizer
 
-MODULE, OPTIMIZER, PROGRESS = "module.", "optimizer.", "progress"
-"""What the names of a checkpoint's tensors begin with, and the key of the rest."""
-MOMENTUM = 0.9
 COMPILED_FROM = 300
 """Steps from which compiling, which takes a minute or so, is worth its time."""
 LOOKED_AT = 20
 """Steps after which the loss is looked at, for which a graphics processor must be waited for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a graph is trained: for so many epochs, at a rate that warms up linearly and falls to zero as a cosine.
-
-    If time is short the schedule is run through faster. `clip_norm` bounds the norm of all gradients together, 0 does
-    not. With `autocast` products are computed in bfloat16. Training ends after `patience` epochs in a row without a
-    better loss on the selection part; with 0 it does not look.
-    """
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    optimizer: Literal["sgd", "adamw"]
-    weight_decay: float = 0.0
-    warmup: float = 0.05
-    clip_norm: float = 0.0
-    autocast: bool = False
-    channels_last: bool = True
-    patience: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Parameters that are trained alike: their rate as a multiple of the plan's, and whether they decay."""
-
-    parameters: Sequence[nn.Parameter]
-    rate: float = 1.0
-    decays: bool = False
+TOLD_AFTER = 30.0
+"""Seconds after which a long epoch says how far it has come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +55,24 @@ def fit(
     The graph is on `training.device`, its parameters with it. `before_epoch` is told the number of the epoch, from 0,
     and returns whether it changed the graph, which is then compiled anew; `after_step` is called, without gradients,
     behind each step of the optimizer, with the share of the training that is over. `name` is the checkpoint's: training
-    that was interrupted goes on behind its last whole epoch. The parameters of the last epoch are what stays.
+    that was interrupted goes on behind its last whole epoch, and begins anew where the file is of another training or
+    cannot be read. The parameters of the last epoch are what stays.
 
     Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
     """
     file = None if training.folder is None else training.folder / f"{name}.safetensors"
-    loop = _Loop(graph, groups, training, plan, file, after_step)
-    loop.restore()
-    loop.compile()
     devices = [torch.cuda.current_device()] if training.device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    form = channels_last(graph) if plan.channels_last else nullcontext(False)
+    with form as is_channels_last, torch.random.fork_rng(devices=devices), torch.enable_grad():
+        loop = _Loop(graph, groups, training, plan, file, after_step, seed, is_channels_last)
+        loop.begin()
+        loop.compile()
         while not loop.ended():
             torch.manual_seed(seed + len(loop.history))
             if before_epoch(len(loop.history)):
                 loop.compile()
-            loop.epoch()
-            loop.save()
+            if loop.epoch():
+                loop.save()
     if not loop.step:
         raise TrialError(
             f"{name}: the time ended before the first step of training; give the run more, or fewer epochs"
@@ -118,40 +91,53 @@ class _Loop:
         plan: Plan,
         file: Path | None,
         after_step: Callable[[float], None],
+        seed: int,
+        is_channels_last: bool,
     ) -> None:
         self.graph, self.training, self.plan, self.file, self._after_step = graph, training, plan, file, after_step
-        if plan.channels_last:
-            graph.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._is_channels_last = is_channels_last
         groups = [group for group in groups if group.parameters]
-        self._rates = [plan.learning_rate * group.rate for group in groups]
-        self._optimizer = _optimizer(groups, plan)
-        self._parameters = [parameter for group in groups for parameter in group.parameters]
         self._steps = len(training.batches(plan.batch, 0))
         if not self._steps:
             raise TrialError("the training part does not hold one batch: give more examples, or a smaller batch")
-        self._began = time.monotonic()
+        self._identity = identity(graph, groups, plan, seed, self._steps)
+        self._began: float | None = None
+        self._cut = False
         self._size = 0
         self._compiled: Callable[..., Any] | None = None
         self._compiles = True
         self.step = 0
         self.history: list[Epoch] = []
+        self._optimizer = optimizer(groups, plan)
+        self._parameters = [parameter for group in groups for parameter in group.parameters]
+
+    def begin(self) -> None:
+        """Go on where the checkpoint ends, if there is one, at the rate that belongs there."""
+        self._restore()
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda _: self.plan.rate_at(self._share()))
 
     def ended(self) -> bool:
         worse = 0
         best = math.inf
         for each in self.history:
-            worse, best = (0, each.selection_loss) if each.selection_loss < best else (worse + 1, best)
-        impatient = 0 < self.plan.patience <= worse
-        return impatient or len(self.history) >= self.plan.epochs or time.monotonic() >= self.training.deadline
+            if each.selection_loss < best:
+                worse, best = 0, each.selection_loss
+            elif each.selection_loss >= best:  # not where there is none
+                worse += 1
+        over = self._cut or time.monotonic() >= self.training.deadline
+        return over or 0 < self.plan.patience <= worse or len(self.history) >= self.plan.epochs
 
-    def epoch(self) -> None:
-        began, seen = time.monotonic(), 0
+    def epoch(self) -> bool:
+        """Train for an epoch, or until the time is up, and whether there was a step."""
+        began = told = time.monotonic()
+        seen = 0
         total = torch.zeros((), device=self.training.device)
-        for inputs, targets in self.training.batches(self.plan.batch, len(self.history)):
+        given = self.training.batches(self.plan.batch, len(self.history))
+        for inputs, targets in usable(self.graph, given):
             if time.monotonic() >= self.training.deadline:
+                self._cut = True
                 break
             share = self._share()
-            self._set_rates(share)
             loss = self._loss(inputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.plan.clip_norm:
@@ -161,48 +147,55 @@ class _Loop:
             with torch.no_grad():
                 self._after_step(share)
             total, seen, self.step = total + loss.detach(), seen + 1, self.step + 1
+            self._began = self._began or time.monotonic()
+            self._schedule.step()
             if seen % LOOKED_AT == 0:
                 self._require_finite(total)
+            if time.monotonic() - told > TOLD_AFTER:
+                told = time.monotonic()
+                self._tell(f"{100 * seen / self._steps:.0f} %, loss {float(total) / seen:.4f}")
+        if not seen and not self._cut:
+            raise TrialError(
+                f"epoch {len(self.history) + 1} of the training part holds no batch to train on: give a source that "
+                "can be gone through again, and batches of two examples or more where there are batch norms"
+            )
+        if not seen:
+            return False
         self._require_finite(total)
         selection_loss = self._selection_loss()
-        self.history.append(
-            Epoch(loss=float(total) / max(seen, 1), selection_loss=selection_loss, seconds=time.monotonic() - began)
-        )
-        number, epochs, last = len(self.history), self.plan.epochs, self.history[-1]
-        self.training.tell(
-            f"epoch {number} of {epochs}: loss {last.loss:.4f}, on selection {selection_loss:.4f}, {last.seconds:.0f} s"
-        )
+        seconds = time.monotonic() - began
+        loss_ = float(total) / seen
+        self._tell(f"loss {loss_:.4f}, on selection {selection_loss:.4f}, {seconds:.0f} s")
+        if self._cut:
+            share = self.step / (self.plan.epochs * self._steps)
+            self.training.tell(f"the time was up after {100 * share:.0f} % of the steps that were planned")
+        self.history.append(Epoch(loss=loss_, selection_loss=selection_loss, seconds=seconds))
+        return True
+
+    def _tell(self, line: str) -> None:
+        self.training.tell(f"epoch {len(self.history) + 1} of {self.plan.epochs}: {line}")
 
     def save(self) -> None:
         """Write what is needed to go on behind this epoch."""
-        if self.file is None:
-            return
-        tensors = {f"{MODULE}{name}": value for name, value in self.graph.module.state_dict().items()}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            held = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-            tensors |= {f"{OPTIMIZER}{index}.{name}": value for name, value in held.items()}
-        told = json.dumps({"step": self.step, "history": [asdict(each) for each in self.history]})
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_suffix(".tmp")
-        # Copies, because tensors that share memory cannot be stored as they are.
-        save_file({name: value.contiguous().clone() for name, value in tensors.items()}, unfinished, {PROGRESS: told})
-        unfinished.replace(self.file)
+        if self.file is not None:
+            told = {"step": self.step, "cut": self._cut, "history": [asdict(each) for each in self.history]}
+            write(self.file, self.graph.module, self._optimizer, {"identity": self._identity, **told})
 
-    def restore(self) -> None:
+    def _restore(self) -> None:
         if self.file is None or not self.file.exists():
             return
-        with safe_open(self.file, "pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
-            told = json.loads(stored.metadata()[PROGRESS])
-        module = {name.removeprefix(MODULE): value for name, value in tensors.items() if name.startswith(MODULE)}
-        self.graph.module.load_state_dict(module)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(OPTIMIZER):
-                index, _, kind = name.removeprefix(OPTIMIZER).partition(".")
-                state.setdefault(int(index), {})[kind] = value
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        self.step, self.history = told["step"], [Epoch(**each) for each in told["history"]]
+        try:
+            found = Checkpoint.read(self.file)
+        except ValueError as error:
+            self.training.tell(f"{error}: training begins anew")
+            return
+        told = found.progress
+        if told["identity"] != self._identity:
+            self.training.tell(f"{self.file} is of a training with other settings or data: this one begins anew")
+            return
+        found.restore(self.graph.module, self._optimizer)
+        self.step, self._cut = told["step"], told["cut"]
+        self.history = [Epoch(**each) for each in told["history"]]
         self.training.tell(f"training goes on behind epoch {len(self.history)}")
 
     def compile(self) -> None:
@@ -225,7 +218,7 @@ class _Loop:
 
     def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         inputs, targets = moved(inputs, self.training.device), targets.to(self.training.device)
-        if self.plan.channels_last:
+        if self._is_channels_last:
             inputs = tuple(
                 each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
             )
@@ -265,25 +258,12 @@ class _Loop:
         return total / count if count else math.nan
 
     def _share(self) -> float:
-        """What is over with this step: the share of the steps or, if that is greater, of the time; at most 1."""
-        share = (self.step + 1) / (self.plan.epochs * self._steps)
-        if math.isfinite(self.training.deadline):
+        """What is over in the middle of this step: the share of the steps or, if greater, of the time; at most 1.
+
+        Time counts from the end of the first step, with which the graph is compiled.
+        """
+        share = (self.step + 0.5) / (self.plan.epochs * self._steps)
+        if self._began is not None and math.isfinite(self.training.deadline):
             past = time.monotonic() - self._began
             share = max(share, past / max(self.training.deadline - self._began, 1e-9))
         return min(share, 1.0)
-
-    def _set_rates(self, share: float) -> None:
-        warm = min(1.0, share / self.plan.warmup) if self.plan.warmup else 1.0
-        factor = warm * 0.5 * (1 + math.cos(math.pi * share))
-        for group, rate in zip(self._optimizer.param_groups, self._rates):
-            group["lr"] = rate * factor
-
-
-def _optimizer(groups: Sequence[Group], plan: Plan) -> torch.optim.Optimizer:
-    parameters = [
-        {"params": list(group.parameters), "weight_decay": plan.weight_decay if group.decays else 0.0}
-        for group in groups
-    ]
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=plan.learning_rate, momentum=MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(parameters, lr=plan.learning_rate)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.training import Batch, Training
-from temper.training.fit import Epoch, Group, Plan, fit
+from temper.graph.mode import set_training
+from temper.training.fit import Epoch, fit
+from temper.training.plan import Group, Plan
 from tests.models import graph_of, rows
 
 COUNT, SIZE = 8, 16
@@ -95,6 +97,62 @@ def test_it_goes_on_behind_the_last_whole_epoch(tmp_path: Path) -> None:
     assert len(told) == 3
 
 
+def test_a_checkpoint_of_another_training_is_said_and_left(tmp_path: Path) -> None:
+    fitted(graph(), training(tmp_path), epochs=2)
+    expected, again, told = graph(), graph(), []
+    fitted(expected, training(), epochs=2, learning_rate=0.01)
+    fitted(again, training(tmp_path, tell=told.append), epochs=2, learning_rate=0.01)
+    assert all(map(torch.equal, weights(again), weights(expected)))
+    assert "of a training with other settings or data" in told[0]
+
+
+def test_a_broken_checkpoint_is_said_and_left(tmp_path: Path) -> None:
+    (tmp_path / "test.safetensors").write_bytes(b"")
+    expected, again, told = graph(), graph(), []
+    fitted(expected, training())
+    fitted(again, training(tmp_path, tell=told.append))
+    assert all(map(torch.equal, weights(again), weights(expected)))
+    assert "test.safetensors cannot be read" in told[0]
+    assert "begins anew" in told[0]
+
+
+def test_what_ended_with_its_time_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rate was down: more time does not bring the steps back that were left out."""
+    clock, told = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def tick(_share: float) -> None:
+        clock[0] += 1
+
+    trained = graph()
+    given = training(tmp_path, deadline=1.5 * COUNT, tell=told.append)
+    assert len(fitted(trained, given, after_step=tick)) == 2
+    assert "the time was up after 38 % of the steps" in told[-1]
+    again = graph()
+    history = fitted(again, training(tmp_path, deadline=math.inf, tell=told.append), after_step=tick)
+    assert len(history) == 2
+    assert clock[0] == 1.5 * COUNT
+    assert all(map(torch.equal, weights(again), weights(trained)))
+
+
+def test_no_step_is_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is up while the first batch of the second epoch is read."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def batches(size: int, epoch: int) -> Any:
+        class Slow(list[Batch]):
+            def __iter__(self) -> Any:
+                clock[0] += epoch
+                return super().__iter__()
+
+        return Slow(batch(100 * epoch + index) for index in range(COUNT))
+
+    assert len(fitted(graph(), training(tmp_path, batches=batches, deadline=0.5))) == 1
+    clock[0] = 0.0
+    assert len(fitted(graph(), training(tmp_path))) == 4
+
+
 def test_rates_rise_and_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     step = torch.optim.SGD.step
@@ -146,6 +204,85 @@ def test_it_ends_when_selection_gets_no_better() -> None:
 
     history = fitted(graph(), training(loss=loss), epochs=9, patience=2)
     assert len(history) == 3
+
+
+def test_without_a_selection_loss_nothing_ends_early() -> None:
+    assert len(fitted(graph(), training(selection=lambda size: []), epochs=4, patience=1)) == 4
+
+
+def test_a_long_epoch_says_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def tick(_share: float) -> None:
+        clock[0] += 16
+
+    fitted(graph(), training(tell=told.append), after_step=tick, epochs=1)
+    assert [line.split(",")[0] for line in told[:-1]] == [f"epoch 1 of 1: {share} %" for share in (25, 50, 75, 100)]
+
+
+def test_gradients_are_clipped() -> None:
+    """The first step of SGD is as long as the rate times the bound."""
+    trained = graph()
+    before = weights(trained)
+    one = [batch(0)]
+    fitted(trained, training(batches=lambda size, epoch: one), epochs=1, warmup=0.0, clip_norm=1e-3, learning_rate=2.0)
+    length = math.sqrt(sum(float((new - old).square().sum()) for new, old in zip(weights(trained), before)))
+    assert length == pytest.approx(0.5 * 2.0 * 1e-3 * 1.9, rel=1e-3), "half the rate, and Nesterov's 1 + 0.9"
+
+
+def test_autocast_computes_products_in_bfloat16_and_the_loss_in_float32() -> None:
+    seen: list[Tensor] = []
+
+    def loss(outputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(outputs[0].detach())
+        return nn.functional.mse_loss(outputs[0], targets)
+
+    fitted(graph(), training(loss=loss), epochs=1, autocast=True)
+    assert all(each.dtype == torch.float32 for each in seen)
+    assert torch.equal(seen[0], seen[0].bfloat16().float())
+
+
+class Viewed(nn.Module):
+    """A `view` behind a convolution, and a convolution of volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 2, 2)
+        self.linear = nn.Linear(4 * 6 * 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep = self.deep(x[:, None]).mean((1, 2, 3, 4))
+        return self.linear(torch.relu(self.flat(x)).view(x.size(0), -1)) + deep[:, None]
+
+
+def test_what_asks_for_contiguous_memory_trains_channels_last() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(SIZE, 3, 8, 8)
+    found = []
+    for channels_last in (True, False):
+        torch.manual_seed(1)
+        trained = graph_of(Viewed(), x[:3])
+        given = training(
+            batches=lambda size, epoch: [((x,), x.mean((1, 2, 3))[:, None])] * COUNT,
+            selection=lambda size: [((x,), x.mean((1, 2, 3))[:, None])],
+        )
+        fitted(trained, given, epochs=2, channels_last=channels_last)
+        assert all(each.is_contiguous() for each in trained.module.parameters())
+        found.append(trained(x)[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_norm_does_not_see_a_single_value() -> None:
+    torch.manual_seed(0)
+    trained = graph_of(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), rows(3, 6))
+    set_training(trained, True)
+    single = tuple(each[:1] for each in batch(0)[0]), batch(0)[1][:1]
+    fitted(trained, training(batches=lambda size, epoch: [batch(0), single, batch(1)]), epochs=2)
+    assert all(bool(each.isfinite().all()) for each in trained.module.buffers())
+    with pytest.raises(TrialError, match="two examples or more"):
+        fitted(trained, training(batches=lambda size, epoch: [single]))
 
 
 def test_what_cannot_be_trained_is_said() -> None:

@@ -5,7 +5,6 @@ Batch norms stay in the graph while it is trained, behind layers whose weights a
 end, they change scales and biases and no integer.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,10 +36,11 @@ from temper.graph.surgery import clean, set_tensor, tensor_of
 from temper.techniques.quantization._insertion import quantize_bias
 from temper.techniques.quantization._ranges import weight_scales
 from temper.techniques.quantization._static import Bits, Ranges, quantize
-from temper.training.batch_norms import re_estimate
+from temper.training.batch_norms import re_estimate, usable
 from temper.training.device import moved, on
-from temper.training.fit import Group, Plan, fit
+from temper.training.fit import fit
 from temper.training.oscillation import Freezing
+from temper.training.plan import Group, Plan
 
 RE_ESTIMATED = 50
 """Batches that the statistics of batch norms are taken from at the end."""
@@ -164,7 +164,7 @@ class QuantizationAwareTraining(Technique):
             gammas = [tensor_of(module, norm.args[1]) for norm in folded]
             weights = [each for each in learned if tensor_of(module, each.node.args[0]) is not None]
             freezing = Freezing(graph, weights, self.freeze_flips) if self.freeze_flips else None
-            frozen_from = math.ceil(plan.epochs * (1 - self.frozen_norms))
+            frozen_from = plan.epochs - (max(1, round(plan.epochs * self.frozen_norms)) if self.frozen_norms else 0)
 
             def before_epoch(epoch: int) -> bool:
                 if epoch < frozen_from or not norms_in_training(graph):
@@ -200,7 +200,7 @@ class QuantizationAwareTraining(Technique):
         set_training(graph, False)
 
     def _re_estimate(self, graph: Graph, norms: Sequence[Node], training: Training, epoch: int) -> None:
-        batches = islice(training.batches(self.batch, epoch), RE_ESTIMATED)
+        batches = islice(usable(graph, training.batches(self.batch, epoch)), RE_ESTIMATED)
         re_estimate(graph, norms, (moved(inputs, training.device) for inputs, _ in batches))
 
     def _plan(self, graph: Graph, bits: Bits, epochs: int) -> Plan:

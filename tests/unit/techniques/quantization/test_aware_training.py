@@ -274,7 +274,7 @@ def test_weights_that_flip_are_frozen_also_when_training_goes_on(
         if steps == 2 * COUNT + 1:
             raise KeyboardInterrupt
 
-    knobs: dict[str, Any] = {"num_bits": 2, "freeze_flips": 0.01, "learning_rate": 0.1, "epochs": 4}
+    knobs: dict[str, Any] = {"num_bits": 2, "freeze_flips": 0.005, "learning_rate": 0.1, "epochs": 4}
     whole = trained(net, **knobs)
     monkeypatch.setattr(aware_training.Freezing, "step", noted)
     given = context_for(net, training=replace(training_for(net), folder=tmp_path))
