@@ -26,7 +26,10 @@ LEAST = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm:
-    """A batch norm that was folded into the layer of that name, and the layer's weight and bias as they were."""
+    """A batch norm that was folded into the layer of that name, and the layer's weight and bias as they were.
+
+    `trained` names those of them that gradients may change.
+    """
 
     layer: str
     weight: Tensor
@@ -37,6 +40,7 @@ class BatchNorm:
     variance: Tensor
     momentum: float
     epsilon: float
+    trained: frozenset[str]
 
 
 def fold_batch_norms(graph: Graph) -> list[BatchNorm]:
@@ -84,7 +88,7 @@ def _fold(module: GraphModule, layer: Node, norm: Node) -> BatchNorm:
     name = _target(layer.args[1])
     weight = known.weight.double() * factor.reshape(-1, *[1] * (known.weight.dim() - 1))
     set_tensor(module, name, weight.to(known.weight.dtype))
-    _set_bias(module, layer, name, _shifted(known, factor))
+    _set_bias(module, layer, name, _shifted(known, factor), trainable="weight" in known.trained)
     norm.replace_all_uses_with(layer)
     module.graph.erase_node(norm)
     return known
@@ -110,7 +114,7 @@ def _fold_quantized(module: GraphModule, layer: Node, quantizer: Node, norm: Nod
     # Rounding of the product may carry a weight over the border between two integers.
     set_tensor(module, name, torch.where(again == integers, weight, grid))
     set_tensor(module, _target(scale_node), scales)
-    _set_bias(module, layer, name, _shifted(known, factor))
+    _set_bias(module, layer, name, _shifted(known, factor), trainable="weight" in known.trained)
     norm.replace_all_uses_with(layer)
     module.graph.erase_node(norm)
 
@@ -126,12 +130,12 @@ def _unfold(module: GraphModule, layer: Node, was: BatchNorm) -> Node:
     if was.bias is None:
         layer.update_arg(2, None)
     else:
-        _set_bias(module, layer, name, was.bias * sign)
+        _set_bias(module, layer, name, was.bias * sign, trainable="bias" in was.trained)
     prefix = f"{name.removesuffix('.weight')}.norm"
     tensors = {"gamma": gamma.abs(), "beta": beta, "mean": was.mean * sign, "variance": was.variance}
-    trained = ("gamma", "beta")
     nodes = [
-        add_tensor(module, f"{prefix}.{key}", value.clone(), trainable=key in trained) for key, value in tensors.items()
+        add_tensor(module, f"{prefix}.{key}", value.clone(), trainable=key in was.trained)
+        for key, value in tensors.items()
     ]
     readers = list(layer.users)
     with module.graph.inserting_after(layer):
@@ -146,6 +150,9 @@ def _unfold(module: GraphModule, layer: Node, was: BatchNorm) -> Node:
 
 def _of(module: GraphModule, layer: Node, norm: Node, weight_node: object) -> BatchNorm:
     weight = tensor_of(module, weight_node)
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    parameters = {"weight": weight_node, "bias": bias, "gamma": norm.args[1], "beta": norm.args[2]}
+    held = {key: tensor_of(module, node) for key, node in parameters.items()}
     gamma, beta, mean, variance = (_copy(module, argument) for argument in norm.args[1:5])
     momentum, epsilon = norm.args[6:8]
     assert isinstance(momentum, float)
@@ -156,13 +163,14 @@ def _of(module: GraphModule, layer: Node, norm: Node, weight_node: object) -> Ba
     return BatchNorm(
         layer=layer.name,
         weight=weight.detach().clone(),
-        bias=_copy(module, layer.args[2]) if len(layer.args) > 2 else None,
+        bias=_copy(module, bias),
         gamma=gamma,
         beta=beta,
         mean=mean,
         variance=variance,
         momentum=momentum,
         epsilon=epsilon,
+        trained=frozenset(key for key, tensor in held.items() if tensor is not None and tensor.requires_grad),
     )
 
 
@@ -179,8 +187,8 @@ def _shifted(norm: BatchNorm, factor: Tensor) -> Tensor:
     return ((bias - norm.mean.double()) * factor + beta).to(norm.weight.dtype)
 
 
-def _set_bias(module: GraphModule, layer: Node, weight: str, bias: Tensor) -> None:
-    node = add_tensor(module, f"{weight.removesuffix('.weight')}.bias", bias, trainable=True)
+def _set_bias(module: GraphModule, layer: Node, weight: str, bias: Tensor, *, trainable: bool) -> None:
+    node = add_tensor(module, f"{weight.removesuffix('.weight')}.bias", bias, trainable=trainable)
     layer.update_arg(2, node) if len(layer.args) > 2 else setattr(layer, "args", (*layer.args, node))
 
 

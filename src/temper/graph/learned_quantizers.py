@@ -3,11 +3,17 @@
 Each `fake_quantize` node becomes plain operators that a compiler fuses with their neighbours; the gradient of rounding
 is that of the identity (straight through). What comes back out of `settle` computes, bit for bit, what was trained.
 
+Of a scale its growth is trained, the multiple of what it began with, and of a zero point its shift, in ranges of
+integers. With SGD the factors of the gradients make that the same as training scale and offset in the units of what is
+quantized (LSQ, LSQ+). An optimizer whose steps have one length whatever the gradient, such as Adam, moves all scales
+alike in proportion, large ones and small ones.
+
 References: Esser et al. 2020, LSQ (arXiv 1902.08153), equations 1 to 5; Bhalgat et al. 2020, LSQ+ (arXiv 2004.09576).
 """
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +24,7 @@ from torch.fx import Node
 
 from temper.core.graph import Graph
 from temper.graph.quantizers import FAKE_QUANTIZE, is_quantizer
-from temper.graph.surgery import tensor_of
+from temper.graph.surgery import clean, set_tensor, tensor_of
 
 LEAST_SHARE = 1e-3
 """No scale may shrink below this share of what it began with: at zero it would have no gradient that brings it back."""
@@ -91,22 +97,40 @@ def along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
 class LearnedQuantizer:
     """A quantizer in training: its node, its parameters, and the factor of the gradients of those.
 
-    The factor is 1 / sqrt(N * high), where N values share a scale (of activations, values of one example).
+    `start` is the scale and `zero` the zero point that it began with; `growth`, of the shape of the scale, and `shift`
+    are what is trained of them. The factor is 1 / sqrt(N * high), where N values share a scale (of activations, values
+    of one example); it holds for gradients in the units of what is quantized.
     """
 
     node: Node
-    scale: nn.Parameter
-    zero_point: nn.Parameter | None
+    growth: nn.Parameter
+    shift: nn.Parameter | None
+    start: Tensor
+    zero: Tensor
     low: int
     high: int
     factor: float
-    least: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.mul(self.start, self.growth.detach())
+
+    @property
+    def zero_point(self) -> Tensor:
+        """In integers, not yet rounded to one."""
+        return self.zero if self.shift is None else shifted(self.zero, self.shift.detach(), self.low, self.high)
 
     def clamp(self) -> None:
         """Keep the scale away from zero, and the zero point among the integers, after a step of the optimizer."""
-        self.scale.clamp_(min=self.least)
-        if self.zero_point is not None:
-            self.zero_point.clamp_(self.low, self.high)
+        self.growth.clamp_(min=LEAST_SHARE)
+        if self.shift is not None:
+            reach = self.high - self.low
+            self.shift.clamp_((self.low - self.zero) / reach, (self.high - self.zero) / reach)
+
+
+def shifted(zero: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
+    """The zero point that began as `zero`, moved by so many ranges of integers."""
+    return zero + shift * (high - low)
 
 
 def learn(graph: Graph) -> list[LearnedQuantizer]:
@@ -115,79 +139,83 @@ def learn(graph: Graph) -> list[LearnedQuantizer]:
     Quantizers that read the same scale go on sharing it.
     """
     module = graph.module
+    quantizers = [each for each in module.graph.nodes if is_quantizer(each)]
+    sharing = Counter[str]()
+    for node in quantizers:
+        sharing[str(node.args[1].target)] += _sharing(graph, node)
     found: list[LearnedQuantizer] = []
-    parameters: dict[str, nn.Parameter] = {}
-    for node in [each for each in module.graph.nodes if is_quantizer(each)]:
+    known: dict[str, tuple[nn.Parameter, Node]] = {}
+    for node in quantizers:
         source, scale_node, zero_node, low, high, axis = node.args
-        scale = _parameter(graph, scale_node, parameters)
-        zero = tensor_of(module, zero_node)
+        start, zero = tensor_of(module, scale_node), tensor_of(module, zero_node)
+        assert start is not None
         assert zero is not None
-        moves = axis is None and bool(zero != 0)
-        zero_point = _parameter(graph, zero_node, parameters) if moves else None
-        node.meta["zero_point"] = zero_node
+        factor = 1 / math.sqrt(sharing[str(scale_node.target)] * high)
+        growth, scale = _trained(node, scale_node, torch.ones_like(start), factor / start**2, (torch.mul,), known)
+        shift, point = None, None
+        if axis is None and bool(zero != 0):
+            of_shift = factor / (start * (high - low)) ** 2
+            shift, point = _trained(node, zero_node, torch.zeros_like(start), of_shift, (shifted, low, high), known)
+        node.meta["fixed"] = (scale_node, zero_node)
         node.target = learned_quantize
-        node.args = (source, scale_node, zero_node if moves else None, low, high, axis)
+        node.args = (source, scale, point, low, high, axis)
         found.append(
             LearnedQuantizer(
-                node=node,
-                scale=scale,
-                zero_point=zero_point,
-                low=low,
-                high=high,
-                factor=1 / math.sqrt(_sharing(graph, source, scale) * high),
-                least=scale.detach().abs() * LEAST_SHARE,
+                node=node, growth=growth, shift=shift, start=start, zero=zero, low=low, high=high, factor=factor
             )
         )
-    for each in {id(one.scale): one for one in reversed(found)}.values():
-        for parameter in (each.scale, each.zero_point):
-            if parameter is not None:
-                parameter.register_hook(partial(torch.mul, torch.tensor(each.factor)))  # type: ignore[no-untyped-call]
     module.recompile()
     return found
 
 
 def settle(graph: Graph, learned: Iterable[LearnedQuantizer]) -> None:
     """Turn the quantizers back into `fake_quantize` nodes with fixed scales and whole zero points, in place."""
-    module = graph.module
     for each in learned:
         node = each.node
-        source, scale_node, _, low, high, axis = node.args
-        zero_node = node.meta.pop("zero_point")
-        _buffer(graph, scale_node, each.scale.detach())
-        if each.zero_point is not None:
-            _buffer(graph, zero_node, torch.round(each.zero_point.detach()).to(torch.int32))
+        source, _, _, low, high, axis = node.args
+        scale_node, zero_node = node.meta.pop("fixed")
+        set_tensor(graph.module, str(scale_node.target), each.scale)
+        set_tensor(graph.module, str(zero_node.target), torch.round(each.zero_point).to(torch.int32))
         node.target = FAKE_QUANTIZE
         node.args = (source, scale_node, zero_node, low, high, axis)
-    module.recompile()
+    clean(graph.module)
 
 
-def _sharing(graph: Graph, source: object, scale: Tensor) -> int:
-    """How many values share one scale: of a stored tensor, or of one example of an activation."""
+def _sharing(graph: Graph, quantizer: Node) -> int:
+    """How many values share one scale in this quantizer: of a stored tensor, or of one example of an activation."""
+    source, scale = quantizer.args[0], tensor_of(graph.module, quantizer.args[1])
     stored = tensor_of(graph.module, source)
+    assert scale is not None
     if stored is not None:
         return stored.numel() // scale.numel()
     assert isinstance(source, Node)
     value = source.meta.get("val")
-    sizes = value.shape[1:] if isinstance(value, Tensor) else ()
-    return max(1, math.prod(int(size) for size in sizes))
+    assert isinstance(value, Tensor), f"{source.name}: nothing is known of its shape"
+    return max(1, math.prod(int(size) for size in value.shape[1:]))
 
 
-def _parameter(graph: Graph, node: object, known: dict[str, nn.Parameter]) -> nn.Parameter:
-    """The stored tensor that the node reads, as a float parameter of the same name."""
-    assert isinstance(node, Node)
-    name = str(node.target)
+def _trained(
+    quantizer: Node,
+    stored: Node,
+    value: Tensor,
+    factor: Tensor,
+    computed: tuple[Callable[..., Tensor], *tuple[int, ...]],
+    known: dict[str, tuple[nn.Parameter, Node]],
+) -> tuple[nn.Parameter, Node]:
+    """A parameter whose gradients are multiplied by the factor, and the node that takes the stored tensor's place.
+
+    It is `computed` from that tensor, the parameter and the integers behind the function's name. Both are those that
+    are known for the stored tensor already, or new ones before the quantizer.
+    """
+    name = str(stored.target)
     if name not in known:
-        value = tensor_of(graph.module, node)
-        assert value is not None
-        delattr(graph.module, name)
-        known[name] = nn.Parameter(value.detach().clone().float())
-        graph.module.register_parameter(name, known[name])
+        nodes, module = quantizer.graph, quantizer.graph.owning_module
+        assert module is not None
+        parameter = nn.Parameter(value.float())
+        parameter.register_hook(partial(torch.mul, factor))  # type: ignore[no-untyped-call]
+        own = f"{name}_trained".replace(".", "_")
+        module.register_parameter(own, parameter)
+        with nodes.inserting_before(quantizer):
+            function, *integers = computed
+            known[name] = parameter, nodes.call_function(function, (stored, nodes.get_attr(own), *integers))
     return known[name]
-
-
-def _buffer(graph: Graph, node: object, value: Tensor) -> None:
-    assert isinstance(node, Node)
-    name = str(node.target)
-    if name in graph.module._parameters:
-        delattr(graph.module, name)
-        graph.module.register_buffer(name, value.clone())

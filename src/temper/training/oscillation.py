@@ -86,4 +86,4 @@ def _step(value: Tensor, learned: LearnedQuantizer) -> Tensor:
     """The scale, shaped to go with the weight."""
     axis = learned.node.args[5]
     assert axis is None or isinstance(axis, int)
-    return along(learned.scale.detach(), value, axis)
+    return along(learned.scale, value, axis)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from temper.graph.learned_quantizers import learn, learned_quantize, settle
+from temper.core.errors import MissingExtra
+from temper.graph.learned_quantizers import LearnedQuantizer, learn, learned_quantize, settle, shifted
 from temper.graph.quantizers import FAKE_QUANTIZE
+from temper.hardware.compiler import require_compiler
 from tests.models import graph_of, images
 
 
@@ -26,9 +28,14 @@ def by_hand(
     )
 
 
-VALUES = torch.tensor(
-    # inside, ties (0.5 and 1.5 steps), both ends exactly, just beyond, far beyond, zero
-    [[0.07, 0.05, 0.15, -0.05, -0.8, 0.7], [0.71, -0.81, 5.0, -5.0, 0.0, 0.3]]
+UNIT = 0.125
+"""A scale that floats hold exactly, so that ties and ends are met."""
+VALUES = UNIT * torch.tensor(
+    # inside, ties, the ends of each range below and half a step beyond them, far beyond, zero
+    [
+        [0.7, 0.5, 1.5, -0.5, -1.5, 3.0, -8.0, 7.0, -8.5, 7.5, 0.0, 0.3],
+        [15.0, 15.5, -5.0, 10.0, -5.5, 10.5, -2.0, 1.0, -2.5, 40.0, -40.0, 7.01],
+    ]
 )
 
 
@@ -37,12 +44,12 @@ VALUES = torch.tensor(
 )
 def test_gradients_are_those_of_the_derivation(low: int, high: int, zero: float) -> None:
     x = VALUES.clone().requires_grad_()
-    scale = torch.tensor(0.1, requires_grad=True)
+    scale = torch.tensor(UNIT, requires_grad=True)
     point = torch.tensor(zero, requires_grad=True)
     upstream = torch.linspace(-1, 1, VALUES.numel()).reshape(VALUES.shape)
     output = learned_quantize(x, scale, point if zero else None, low, high, None)
     output.backward(upstream)
-    expected, of_x, of_scale, of_zero = by_hand(VALUES, torch.tensor(0.1), zero, low, high, upstream)
+    expected, of_x, of_scale, of_zero = by_hand(VALUES, torch.tensor(UNIT), zero, low, high, upstream)
     torch.testing.assert_close(output.double(), expected, rtol=1e-6, atol=1e-7)
     assert x.grad is not None
     assert scale.grad is not None
@@ -55,7 +62,7 @@ def test_gradients_are_those_of_the_derivation(low: int, high: int, zero: float)
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_each_channel_has_its_own_gradient(axis: int) -> None:
-    scales = torch.tensor([0.1, 0.03]) if axis == 0 else torch.linspace(0.02, 0.3, 6)
+    scales = torch.tensor([0.1, 0.03]) if axis == 0 else torch.linspace(0.02, 0.3, VALUES.shape[1])
     trained = scales.clone().requires_grad_()
     upstream = torch.randn(VALUES.shape, generator=torch.Generator().manual_seed(0))
     learned_quantize(VALUES, trained, None, -8, 7, axis).backward(upstream)
@@ -118,24 +125,52 @@ def test_torchao_agrees_on_a_layer() -> None:
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_few_values_that_stay_where_they_are(bits: int) -> None:
-    x = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(bits))
-    scale = torch.tensor(0.17)
-    once = learned_quantize(x, scale, None, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, None)
-    assert len(once.unique()) <= 2**bits
-    assert torch.equal(once, learned_quantize(once, scale, None, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, None))
+@pytest.mark.parametrize("zero", [None, 1.4])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_few_values_that_stay_where_they_are(bits: int, zero: float | None, axis: int | None) -> None:
+    x = 3 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(bits))
+    scale = torch.tensor(0.17) if axis is None else torch.tensor([0.17, 0.03, 1.1, 0.6])
+    point = None if zero is None else torch.tensor(zero)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    once = learned_quantize(x, scale, point, low, high, axis)
+    assert all(len(row.unique()) <= 2**bits for row in once)
+    assert torch.equal(once, learned_quantize(once, scale, point, low, high, axis))
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_compiled_it_computes_the_same(axis: int | None) -> None:
+    try:
+        require_compiler("training")
+    except MissingExtra:
+        pytest.skip("no C++ compiler")
+    compiled = torch.compile(learned_quantize, dynamic=False)
+    values = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for quantize in (learned_quantize, compiled):
+        x = values.clone().requires_grad_()
+        scale = torch.tensor(0.13 if axis is None else [0.13, 0.04], requires_grad=True)
+        zero = torch.tensor(3.0, requires_grad=True) if axis is None else None
+        output = quantize(x, scale, zero, 0, 15, axis)
+        output.square().sum().backward()
+        found.append((output.detach(), x.grad, scale.grad, *([] if zero is None else [zero.grad])))
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_change_of_units_changes_nothing_else() -> None:
     found = []
-    for unit in (1.0, 4.0):
-        x, scale = (unit * VALUES).requires_grad_(), torch.tensor(0.1 * unit, requires_grad=True)
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for unit in (1.0, 4.0, 1e-3, 7.3):
+        x, scale = (unit * values).requires_grad_(), torch.tensor(0.11 * unit, requires_grad=True)
         output = learned_quantize(x, scale, None, -8, 7, None)
         (output / unit).sum().backward()
         assert scale.grad is not None
-        found.append((output.detach() / unit, scale.grad * unit))
-    for one, other in zip(*found):
-        torch.testing.assert_close(one, other)
+        assert x.grad is not None
+        found.append((output.detach() / unit, scale.grad * unit, x.grad * unit))
+    for other in found[1:]:
+        for one, changed in zip(found[0], other):
+            torch.testing.assert_close(changed, one, rtol=1e-4, atol=1e-5)
 
 
 class Shared(nn.Module):
@@ -161,17 +196,18 @@ def test_to_the_trainable_form_and_back() -> None:
     before = graph(inputs)[0]
     learned = learn(graph)
     assert len(learned) == 3
-    assert len({id(each.scale) for each in learned}) == 2
+    assert len({id(each.growth) for each in learned}) == 2
     trainable = graph(inputs)[0]
     assert torch.equal(before, trainable)
     trainable.square().mean().backward()
     for each in learned:
-        assert each.scale.grad is not None
-        assert (each.zero_point is None) == (each.node.args[2] is None)
+        assert each.growth.grad is not None
+        assert (each.shift is None) == (each.node.args[2] is None)
         with torch.no_grad():
-            each.scale.add_(0.001 * torch.randn(each.scale.shape, generator=torch.Generator().manual_seed(2)).abs())
-            if each.zero_point is not None:
-                each.zero_point.copy_(torch.tensor(117.3))
+            each.growth.add_(torch.rand(each.growth.shape, generator=torch.Generator().manual_seed(2)) / 10)
+            if each.shift is not None:
+                each.shift.fill_(-2.7 / 255)
+                assert float(each.zero_point) == pytest.approx(117.3)
     changed = graph(inputs)[0]
     settle(graph, learned)
     targets = [node.target for node in graph.module.graph.nodes if node.op == "call_function"]
@@ -179,30 +215,91 @@ def test_to_the_trainable_form_and_back() -> None:
     assert torch.equal(graph(inputs)[0], changed)
     assert not torch.equal(changed, before)
     assert {name for name, _ in graph.module.named_parameters()} == {"weight"}
+    assert int(graph.module.get_buffer("zero")) == 117
 
 
-def test_the_gradient_is_scaled_by_how_many_share_the_scale() -> None:
+STEP = 0.01
+
+
+@pytest.fixture
+def stepped() -> tuple[list[LearnedQuantizer], Tensor, Tensor, Tensor]:
+    """The quantizers after a step of SGD, and the gradients of scales, scale and zero point in the tensors' units."""
     graph = graph_of(Shared(), images())
     learned = learn(graph)
-    weights = learned[-1]
-    assert weights.factor == pytest.approx((27 * 127) ** -0.5)
-    assert learned[0].factor == pytest.approx((images()[0].numel() * 255) ** -0.5)
-    graph(images())[0].sum().backward()
-    assert weights.scale.grad is not None
-    scaled = weights.scale.grad.clone()
-    own = weights.scale.detach().clone().requires_grad_()
+    graph(images())[0].square().mean().backward()
     weight = dict(graph.module.named_parameters())["weight"].detach()
-    left = learned_quantize(images(), learned[0].scale.detach(), learned[0].zero_point, 0, 255, None)
-    right = learned_quantize(images() + 1, learned[0].scale.detach(), learned[0].zero_point, 0, 255, None)
-    nn.functional.conv2d(left + right, learned_quantize(weight, own, None, -127, 127, 0)).sum().backward()
-    assert own.grad is not None
-    torch.testing.assert_close(scaled, own.grad * weights.factor)
+    scales, scale = torch.full((4,), 0.01, requires_grad=True), torch.tensor(0.02, requires_grad=True)
+    zero = torch.tensor(120.0, requires_grad=True)
+    read = [learned_quantize(images() + more, scale, zero, 0, 255, None) for more in (0, 1)]
+    nn.functional.conv2d(sum(read), learned_quantize(weight, scales, None, -127, 127, 0)).square().mean().backward()
+    torch.optim.SGD([each for each in graph.module.parameters() if each.grad is not None], STEP).step()
+    assert scales.grad is not None
+    assert scale.grad is not None
+    assert zero.grad is not None
+    return learned, scales.grad, scale.grad, zero.grad
 
 
-def test_scales_stay_above_zero() -> None:
+def test_a_step_of_sgd_is_that_of_lsq(stepped: tuple[list[LearnedQuantizer], Tensor, Tensor, Tensor]) -> None:
+    """Scales and offset, which is -zero * scale, move in the units of what is quantized by rate, factor and gradient.
+
+    All values that share a scale count, those of both quantizers that read it.
+    """
+    learned, of_scales, of_scale, of_zero = stepped
+    activation, weights = learned[0], learned[-1]
+    assert weights.factor == pytest.approx((27 * 127) ** -0.5)
+    assert activation.factor == pytest.approx((2 * images()[0].numel() * 255) ** -0.5)
+    torch.testing.assert_close(weights.scale, 0.01 - STEP * weights.factor * of_scales)
+    torch.testing.assert_close(activation.scale, 0.02 - STEP * activation.factor * of_scale)
+    of_offset = -of_zero / 0.02
+    assert abs(float(of_offset)) > 1e-4
+    offset = -(activation.zero_point - 120) * 0.02
+    torch.testing.assert_close(offset, -STEP * activation.factor * of_offset, rtol=1e-2, atol=1e-8)
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 30.0])
+def test_a_step_of_adam_is_the_same_share_of_each_scale(unit: float) -> None:
+    graph = graph_of(Shared(), images())
+    with torch.no_grad():
+        for name, tensor in (*graph.module.named_parameters(), *graph.module.named_buffers()):
+            if name in ("weight", "scales"):
+                tensor.mul_(unit)
+    learned = learn(graph)
+    graph(images())[0].square().mean().backward()
+    parameters = {each for one in learned for each in (one.growth, one.shift) if each is not None}
+    torch.optim.AdamW(parameters, STEP, eps=0.0, weight_decay=0.0).step()
+    assert learned[-1].start.unique() == pytest.approx(0.01 * unit)
+    for each in learned:
+        torch.testing.assert_close((each.scale / each.start - 1).abs(), torch.full_like(each.start, STEP))
+    assert abs(float(learned[0].zero_point) - 120) == pytest.approx(STEP * 255, rel=1e-4)
+
+
+def test_zero_points_follow_their_values() -> None:
+    """Trained on values that lie elsewhere than the range does, the range goes there."""
+    graph = graph_of(Shared(), images())
+    learned = learn(graph)
+    first = learned[0]
+    assert first.shift is not None
+    optimizer = torch.optim.SGD([first.shift], 20.0)
+    x = images() + 3
+    for _ in range(200):
+        optimizer.zero_grad()
+        quantized = learned_quantize(x, first.start, shifted(first.zero, first.shift, 0, 255), 0, 255, None)
+        (quantized - x).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            first.clamp()
+    begun = torch.ops.temper.fake_quantize(x, first.start, first.zero, 0, 255, None)
+    assert float(first.zero_point) < 60
+    assert float((quantized - x).square().mean()) < 0.1 * float((begun - x).square().mean())
+
+
+def test_scales_stay_above_zero_and_zero_points_among_the_integers() -> None:
     graph = graph_of(Shared(), images())
     for each in learn(graph):
         with torch.no_grad():
-            each.scale.fill_(-1.0)
+            each.growth.fill_(-1.0)
+            if each.shift is not None:
+                each.shift.fill_(2.0)
             each.clamp()
         assert bool((each.scale > 0).all())
+        assert each.shift is None or float(each.zero_point) == 255

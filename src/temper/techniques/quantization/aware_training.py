@@ -46,6 +46,8 @@ RE_ESTIMATED = 50
 """Batches that the statistics of batch norms are taken from at the end."""
 SGD_RATES, EIGHT_BIT_RATE, ADAMW_RATE = {2: 0.02, 3: 0.01, 4: 0.003}, 0.001, 5e-5
 """Learning rates. Those at 3 and 8 bits are Esser et al.'s, section 3; the fewer bits, the further weights must go."""
+ADAMW_SCALES = 20.0
+"""The rate of scales with AdamW, as a multiple: a step is then a thousandth of a scale, as it is of a weight of 0.05."""
 STAIRS = (4, 3)
 """The bits by way of which progressive training comes down (Li et al. 2020, arXiv 1909.13144)."""
 EARLY = 6
@@ -186,7 +188,7 @@ class QuantizationAwareTraining(Technique):
 
             history = fit(
                 graph,
-                self._groups(graph, learned),
+                self._groups(graph, learned, plan),
                 training,
                 plan,
                 name=phase.name,
@@ -216,13 +218,14 @@ class QuantizationAwareTraining(Technique):
             clip_norm=1.0 if chosen == "adamw" else 0.0,
         )
 
-    def _groups(self, graph: Graph, learned: Sequence[LearnedQuantizer]) -> list[Group]:
-        learnt = {id(each): each for one in learned for each in (one.scale, one.zero_point) if each is not None}
+    def _groups(self, graph: Graph, learned: Sequence[LearnedQuantizer], plan: Plan) -> list[Group]:
+        learnt = {id(each): each for one in learned for each in (one.growth, one.shift) if each is not None}
+        rate = self.scale_rate * (ADAMW_SCALES if plan.optimizer == "adamw" else 1.0)
         others = [each for each in graph.module.parameters() if each.requires_grad and id(each) not in learnt]
         return [
             Group(parameters=[each for each in others if each.dim() > 1], decays=True),
             Group(parameters=[each for each in others if each.dim() <= 1]),
-            Group(parameters=list(learnt.values()) if self.scale_rate else [], rate=self.scale_rate),
+            Group(parameters=list(learnt.values()) if self.scale_rate else [], rate=rate),
         ]
 
     def bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
