@@ -229,20 +229,28 @@ class QuantizationAwareTraining(Technique):
         ]
 
     def bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
-        """The bits of each layer: those given by its name, those of an end, or those of all others."""
+        """The bits of each layer: those given by its name, those of an end, or those of all others.
+
+        A weight that several layers read has the most bits that one of them asks for.
+        """
         ends = _ends(graph, layers)
         usual = (self.weight_bits or self.num_bits, self.activation_bits or self.num_bits)
         bits = {each: (self.ends_bits, self.ends_bits) if each in ends else usual for each in layers}
         bits |= self._given(layers)
+        most: dict[str, int] = {}
+        for layer, (weights, _) in bits.items():
+            most[_weight_name(layer)] = max(weights, most.get(_weight_name(layer), 0))
         return Bits(
-            weights={layer.name: weights for layer, (weights, _) in bits.items()},
+            weights={layer.name: most[_weight_name(layer)] for layer in bits},
             inputs={layer.name: inputs for layer, (_, inputs) in bits.items()},
         )
 
     def _given(self, layers: Sequence[Node]) -> Mapping[Node, tuple[int, int]]:
         """`layer_bits`, read. Raises: UsageError naming what is no layer, or no number of bits."""
-        named = {str(each.args[1].target).removesuffix(".weight"): each for each in layers}  # type: ignore[union-attr]
-        given = {}
+        named: dict[str, list[Node]] = {}
+        for each in layers:
+            named.setdefault(_weight_name(each).removesuffix(".weight"), []).append(each)
+        given: dict[Node, tuple[int, int]] = {}
         for entry in filter(None, self.layer_bits.split(",")):
             name, _, bits = entry.partition("=")
             weights, slash, inputs = bits.partition("/")
@@ -252,7 +260,7 @@ class QuantizationAwareTraining(Technique):
                     f"{self.name}: layer_bits has {entry!r}; write name=bits, or name=weights/inputs, with 2 to 8 "
                     f"bits, and one of these names: {', '.join(named)}"
                 )
-            given[named[name.strip()]] = (int(both[0]), int(both[1]))
+            given |= dict.fromkeys(named[name.strip()], (int(both[0]), int(both[1])))
         return given
 
 
@@ -263,6 +271,10 @@ class _Phase:
     name: str
     bits: Bits
     epochs: int
+
+
+def _weight_name(layer: Node) -> str:
+    return str(layer.args[1].target)  # type: ignore[union-attr] # read without a quantizer yet
 
 
 def _ends(graph: Graph, layers: Sequence[Node]) -> set[Node]:

@@ -295,3 +295,85 @@ def test_a_finished_training_with_frozen_norms_goes_on_as_it_was(net: Graph, tmp
     once, again = (applied(technique, net, given) for _ in range(2))
     pairs = zip(once.module.state_dict().values(), again.module.state_dict().values(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
+
+
+class Tied(nn.Module):
+    """One convolution in two places, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.shared(torch.relu(self.first(x))))
+        return self.head(torch.relu(self.shared(y)).mean((2, 3)))
+
+
+def test_a_weight_that_several_layers_read_has_the_same_bits_in_all() -> None:
+    torch.manual_seed(0)
+    graph = trained(graph_of(Tied().eval(), images(4)), num_bits=4, layer_bits="shared=3/5", epochs=1)
+    assert [_bits(layer.args[1]) for layer in weighted_layers(graph)] == [8, 3, 3, 8]
+    assert [_bits(layer.args[0]) for layer in weighted_layers(graph)] == [8, 5, 5, 8]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "rates"),
+    [
+        ({"num_bits": 2}, (0.02, 0.02)),
+        ({"num_bits": 4, "scale_rate": 3.0}, (0.003, 0.009)),
+        ({"num_bits": 8, "ends_bits": 3}, (0.01, 0.01)),
+        ({"num_bits": 8, "optimizer": "adamw"}, (5e-5, 1e-3)),
+        ({"num_bits": 4, "learning_rate": 0.5}, (0.5, 0.5)),
+    ],
+)
+def test_weights_alone_decay_and_scales_have_their_own_rate(
+    net: Graph, knobs: dict[str, Any], rates: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from temper.techniques.quantization import aware_training
+
+    seen: list[Any] = []
+    fit = aware_training.fit
+
+    def noted(graph: Graph, groups: Any, training: Training, plan: Any, **rest: Any) -> Any:
+        names = {id(each): name for name, each in graph.module.named_parameters()}
+        seen.extend(
+            (plan.learning_rate * group.rate, group.decays, names[id(each)])
+            for group in groups
+            for each in group.parameters
+        )
+        return fit(graph, groups, training, plan, **rest)
+
+    monkeypatch.setattr(aware_training, "fit", noted)
+    applied(QuantizationAwareTraining(epochs=1, batch=SIZE, weight_decay=0.1, **knobs), net, context_for(net))
+    decaying = {name for _, decays, name in seen if decays}
+    assert decaying == {"first.weight", "second.weight", "third.weight", "head.weight"}
+    scales = {rate for rate, _, name in seen if name.endswith("_trained")}
+    others = {rate for rate, _, name in seen if not name.endswith("_trained")}
+    assert list(scales) == pytest.approx([rates[1]])
+    assert list(others) == pytest.approx([rates[0]])
+    assert len([name for _, _, name in seen]) == len({name for _, _, name in seen})
+
+
+def test_statistics_are_those_of_the_trained_weights(net: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of what each batch norm reads, over the batches that training sees, is what it subtracts at the end."""
+    from temper.techniques.quantization import aware_training
+
+    fold, seen = aware_training.fold_quantized, []
+
+    def folded(graph: Graph, norms: Any) -> None:
+        for norm in norms[:1]:
+            copy = graph.copy()
+            (output,) = [node for node in copy.module.graph.nodes if node.op == "output"]
+            (same,) = [node for node in copy.module.graph.nodes if node.name == norm.name]
+            output.args = ((same.args[0],),)
+            copy.module.recompile()
+            with torch.no_grad():
+                means = [copy.module(*inputs)[0].mean((0, 2, 3)) for inputs, _ in training_for(net).batches(SIZE, 0)]
+            seen.append((torch.stack(means).mean(0), tensor_of(graph.module, norm.args[3])))
+        fold(graph, norms)
+
+    monkeypatch.setattr(aware_training, "fold_quantized", folded)
+    trained(net, num_bits=2, epochs=3)
+    ((expected, found),) = seen
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
