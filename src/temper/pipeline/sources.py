@@ -72,6 +72,14 @@ def is_sized(source: Source) -> bool:
     return sized and not isinstance(source, (str, bytes, list, IterableDataset))
 
 
+def is_counted(source: Source) -> bool:
+    """Whether the source knows how many batches it has; a `DataLoader` does if its dataset does."""
+    try:
+        return len(source) >= 0
+    except TypeError:
+        return False
+
+
 def _item(source: Source, index: int, part: str) -> Examples:
     """One item of a sized dataset. Raises: DataError naming the item if it cannot be read."""
     where = f"{part}, item {index}"

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from temper.core.data import Examples, Source
 from temper.core.errors import DataError
-from temper.core.lengths import batches, groups
+from temper.core.lengths import IGNORED, batches, cut, groups
 from temper.core.schema import Array, Schema
 from temper.core.task import Task
 from temper.core.training import Batch, Batches, Training
 from temper.pipeline.run_folder import RunFolder
-from temper.pipeline.sources import in_batches, is_arrays, is_sized, items, read, subset
+from temper.pipeline.sources import in_batches, is_arrays, is_counted, is_sized, items, read, subset
 from temper.training.losses import has_loss, resolve
 
 PART = "training"
@@ -66,8 +67,8 @@ class TrainingPart:
     def training(self, *, seed: int, deadline: float, folder: Path | None, tell: Callable[[str], None]) -> Training:
         """What techniques get; the source is not read before they ask for batches."""
         return Training(
-            batches=lambda size, epoch: self._epoch(size, np.random.default_rng((seed, epoch))),
-            selection=lambda size: _Selection(self.selection, self.targets, self.schema, size),
+            batches=lambda size, epoch: self._epoch(self.schema.batch or size, np.random.default_rng((seed, epoch))),
+            selection=lambda size: _Selection(self.selection, self.targets, self.schema, self.schema.batch or size),
             loss=resolve(self.task.loss, self.metric, self.schema),
             deadline=deadline,
             folder=folder,
@@ -84,7 +85,10 @@ class TrainingPart:
 
     @cached_property
     def _source(self) -> Source | Examples:
-        """The source as it is gone through: in memory where it is arrays, differs in length, or cannot be counted."""
+        """The source as it is gone through, or in memory.
+
+        That is where arrays are, what differs in length, what cannot be counted, and what gives examples one by one.
+        """
         source = self.task.data.training
         if self.kept is not None:
             source = subset(source, self.kept)
@@ -93,7 +97,8 @@ class TrainingPart:
         if is_sized(source):
             some = items(source, np.arange(min(PROBED, len(source))), PART)
             return source if some.lengths is None else read(source, PART)[0]
-        return source if hasattr(source, "__len__") else read(source, PART)[0]
+        by_batch = is_counted(source) and not isinstance(source, IterableDataset)
+        return source if by_batch else read(source, PART)[0]
 
 
 class _Selection:
@@ -108,7 +113,10 @@ class _Selection:
     def __iter__(self) -> Iterator[Batch]:
         if self._targets is not None:
             for rows, inputs in batches(self._schema, self._stored, self._size):
-                yield tuple(map(_tensor, inputs)), _tensor(self._targets[rows])
+                if self._schema.batch in (None, len(rows)):
+                    axes = [spec.length_axis for spec in self._schema.inputs]
+                    targets = _targets_at(self._targets[rows], self._stored, inputs, axes)
+                    yield tuple(map(_tensor, inputs)), _tensor(targets)
 
 
 class _Held:
@@ -148,7 +156,10 @@ class _Read:
 
 
 class _Given:
-    """Batches as the source itself makes them, such as a `DataLoader`."""
+    """Batches as the source itself makes them, such as a `DataLoader`.
+
+    A model that takes a batch of one size only gets those of that size.
+    """
 
     def __init__(self, source: Source, schema: Schema) -> None:
         self._source, self._schema = source, schema
@@ -158,7 +169,8 @@ class _Given:
 
     def __iter__(self) -> Iterator[Batch]:
         for examples in in_batches(self._source, PART):
-            yield _batch(examples, self._schema)
+            if self._schema.batch in (None, len(examples)):
+                yield _batch(examples, self._schema)
 
 
 def _whole(rows: Sequence[NDArray[np.int64]], size: int) -> list[NDArray[np.int64]]:
@@ -170,7 +182,21 @@ def _batch(examples: Examples, schema: Schema) -> Batch:
     if examples.targets is None:
         raise DataError(f"{PART}: holds no targets, and the loss compares with them. Give (inputs, targets)")
     ordered = examples.ordered([spec.name for spec in schema.inputs])
-    return tuple(map(_tensor, ordered.inputs_at(np.arange(len(ordered))))), _tensor(examples.targets)
+    inputs = ordered.inputs_at(np.arange(len(ordered)))
+    targets = _targets_at(examples.targets, ordered.inputs, inputs, ordered.length_axes)
+    return tuple(map(_tensor, inputs)), _tensor(targets)
+
+
+def _targets_at(targets: Array, padded: Sequence[Array], inputs: Sequence[Array], axes: Sequence[int | None]) -> Array:
+    """The targets of examples of one length, cut to it where they are as long as the padded inputs, and padded too."""
+    sizes = [(one.shape[axis], other.shape[axis]) for one, other, axis in zip(padded, inputs, axes) if axis is not None]
+    if not sizes:
+        return targets
+    whole, length = sizes[0]
+    for axis in range(1, targets.ndim):
+        if targets.shape[axis] == whole and (np.moveaxis(targets, axis, 0)[length:] == IGNORED).all():
+            return cut(targets, axis, length)
+    return targets
 
 
 def _tensor(array: NDArray[np.generic]) -> Tensor:

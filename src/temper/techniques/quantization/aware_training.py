@@ -47,7 +47,7 @@ RE_ESTIMATED = 50
 SGD_RATES, EIGHT_BIT_RATE, ADAMW_RATE = {2: 0.02, 3: 0.01, 4: 0.003}, 0.001, 5e-5
 """Learning rates. Those at 3 and 8 bits are Esser et al.'s, section 3; the fewer bits, the further weights must go."""
 ADAMW_SCALES = 20.0
-"""The rate of scales with AdamW, as a multiple: a step is then a thousandth of a scale, as it is of a weight of 0.05."""
+"""The rate of scales with AdamW, as a multiple: a step is a thousandth of a scale, as it is of a weight of 0.05."""
 STAIRS = (4, 3)
 """The bits by way of which progressive training comes down (Li et al. 2020, arXiv 1909.13144)."""
 EARLY = 6
