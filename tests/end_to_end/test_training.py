@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from temper.core.errors import UsageError
 from temper.core.goal import Goal
 from temper.core.journal import Journal
 from temper.core.recipe import Recipe
@@ -47,6 +48,11 @@ def from_items():
 
 def from_loader():
     return trainable(training=torch.utils.data.DataLoader(Items(), batch_size=50, shuffle=True))
+
+
+def with_less():
+    x, y = clusters()
+    return trainable(training=(x[:150], y[:150]))
 
 
 def with_own_loss():
@@ -161,3 +167,15 @@ def test_a_training_part_that_cannot_be_used_is_said(trainable: Path, reasons: C
     task = load_task(f"{trainable}:trainable")
     assert "file.py:name" in reasons(replace(task, source=None))
     assert "has no loss of its own" in reasons(replace(task, metric="cosine"))
+
+
+def test_a_run_is_not_resumed_with_other_training_data_or_another_loss(trainable: Path, tmp_path: Path) -> None:
+    def run(name: str) -> None:
+        optimize(f"{trainable}:{name}", Goal(), out=tmp_path / "run", trials=1, resume=True, runtimes=["onnxruntime"])
+
+    optimize(f"{trainable}:from_items", Goal(), out=tmp_path / "run", trials=1, runtimes=["onnxruntime"])
+    run("from_items")
+    with pytest.raises(UsageError, match="training data differ"):
+        run("with_less")
+    with pytest.raises(UsageError, match="loss differ"):
+        run("with_own_loss")

@@ -150,7 +150,8 @@ class Parts:
     """The disjoint parts of the data, in memory but for `training`, which stays the source that was given.
 
     `kept` are the positions (count,) of the training examples that stand in no other part, which alone may be trained
-    on; None where that could not be checked, or is true of all. `notes` are sentences that say how the data was split,
+    on; None where that could not be checked, or is true of all. `marks` (examples,) tell training examples apart,
+    where those can be read by number and stay the same. `notes` are sentences that say how the data was split,
     what was dropped and what could not be checked.
     """
 
@@ -159,4 +160,5 @@ class Parts:
     proof: Examples
     training: Source = None
     kept: Indices | None = None
+    marks: Array | None = None
     notes: tuple[str, ...] = ()

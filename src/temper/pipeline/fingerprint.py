@@ -14,7 +14,9 @@ from temper.core.metric import Metric
 from temper.core.schema import Array
 
 
-def fingerprint(module: nn.Module, graph: Graph, parts: Parts, metric: Metric, goal: Goal, seed: int) -> dict[str, str]:
+def fingerprint(
+    module: nn.Module, graph: Graph, parts: Parts, metric: Metric, loss: object, goal: Goal, seed: int
+) -> dict[str, str]:
     """A digest of each ingredient, so that a refusal can name the one that changed."""
     weights = ((name, tensor.detach().cpu().float().numpy()) for name, tensor in module.state_dict().items())
     prints = {
@@ -29,6 +31,10 @@ def fingerprint(module: nn.Module, graph: Graph, parts: Parts, metric: Metric, g
         if examples is not None:
             targets = () if examples.targets is None else (("targets", examples.targets),)
             prints[f"{part} data"] = _digest((*((str(i), each) for i, each in enumerate(examples.stored)), *targets))
+    if parts.training is not None:
+        prints["loss"] = getattr(loss, "__qualname__", None) or str(loss)
+    if parts.marks is not None:
+        prints["training data"] = _digest([("marks", parts.marks)])
     return prints
 
 

@@ -50,7 +50,8 @@ def materialize(data: Data | Source, *, seed: int, needs_targets: bool) -> Parts
         _check_values(held[name], name, needs_targets and name != "calibration")
         _check_classes(held[name], name, needs_targets and name != "calibration")
     held = _disjoint(aligned(held), notes)
-    kept = None if data.training is None else _trainable(data.training, held, seed, notes)
+    found, lasting = (None, False) if data.training is None else _training_marks(data.training, notes)
+    kept = None if found is None else _trainable(data.training, found, held, seed, notes)
     held = _divided(held, data.training is not None, seed, notes)
     if "calibration" not in held:
         held["calibration"], held["selection"] = _carved(held["selection"], "selection", seed, notes)
@@ -64,6 +65,7 @@ def materialize(data: Data | Source, *, seed: int, needs_targets: bool) -> Parts
         proof=held["proof"],
         training=data.training,
         kept=kept,
+        marks=found if lasting else None,
         notes=tuple(notes),
     )
 
@@ -215,11 +217,11 @@ def _split(examples: Examples, source: str, sizes: Mapping[str, int], rest: str,
     return {name: examples.take(chosen) for name, chosen in zip(names, positions)}
 
 
-def _trainable(source: Source, held: Held, seed: int, notes: list[str]) -> Indices | None:
-    """The positions of what stands in no other part, None for all; a missing calibration is taken out of the source."""
-    found = _training_marks(source, notes)
-    if found is None:
-        return None
+def _trainable(source: Source, found: Marks, held: Held, seed: int, notes: list[str]) -> Indices | None:
+    """The positions of what stands in no other part, None for all; a missing calibration is taken out of the source.
+
+    `found` are the marks of the source's examples.
+    """
     keep = np.ones(len(found), dtype=bool)
     for protected in PROTECTION:
         if protected in held:
@@ -245,10 +247,13 @@ def _trainable(source: Source, held: Held, seed: int, notes: list[str]) -> Indic
     return None if len(kept) == len(found) else kept
 
 
-def _training_marks(source: Source, notes: list[str]) -> Marks | None:
-    """The marks of the training examples, or None, with a note, where they cannot be read by number."""
+def _training_marks(source: Source, notes: list[str]) -> tuple[Marks | None, bool]:
+    """The marks of the training examples, or None, with a note, where they cannot be read by number.
+
+    And whether they are the same when the examples are read again.
+    """
     if is_arrays(source):
-        return marks(read(source, "training")[0])
+        return marks(read(source, "training")[0]), True
     if not is_sized(source):
         reason = f"a {type(source).__name__} cannot be read by number; give the dataset itself to have that done"
     elif not len(source):
@@ -266,9 +271,9 @@ def _training_marks(source: Source, notes: list[str]) -> Marks | None:
                     "Training examples change from read to read (augmentation), so those that stand in another part "
                     "cannot be recognized."
                 )
-            return found
+            return found, not changing
     notes.append(f"Training was not searched for examples of other parts: {reason}.")
-    return None
+    return None, False
 
 
 def _marks_at(source: Source, indices: Indices) -> Marks:

@@ -134,7 +134,7 @@ def prepare(
         parts=parts,
         graph=graph,
         target=target,
-        fingerprint=fingerprint(module, graph, parts, metric, goal, seed),
+        fingerprint=fingerprint(module, graph, parts, metric, task.loss, goal, seed),
         goal=goal,
         training=training,
     )
