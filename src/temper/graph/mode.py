@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from temper.core.graph import Graph
 
@@ -13,13 +13,15 @@ aten = torch.ops.aten
 def set_training(graph: Graph, training: bool) -> None:
     """Rewrite the flags of batch norm, dropout and attention in place.
 
-    A batch norm without running statistics normalizes by its batch in both modes, so it stays as it was captured.
+    A batch norm without running statistics normalizes by its batch in both modes, so it stays as it was captured; so do
+    those in the graphs inside (of torch.cond, of autocast regions), whose statistics nobody takes anew.
     """
-    for node in graph.module.graph.nodes:
-        rewrite = _REWRITES.get(node.target) if node.op == "call_function" else None
-        if rewrite is not None:
-            rewrite(node, training)
-    graph.module.recompile()
+    for module in [each for each in graph.module.modules() if isinstance(each, GraphModule)]:
+        for node in module.graph.nodes:
+            rewrite = _REWRITES.get(node.target) if node.op == "call_function" else None
+            if rewrite is not None and (module is graph.module or rewrite is not set_norm_training):
+                rewrite(node, training)
+        module.recompile()
 
 
 def norms_in_training(graph: Graph) -> list[Node]:

@@ -8,7 +8,21 @@ from temper.graph.mode import set_training
 from tests import models
 from tests.models import EXAMPLE_NAMES, EXAMPLES, example_graph, graph_of, images, rows, tokens
 
+
+class Region(nn.Module):
+    """Dropout in an autocast region, which is a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(8, 8), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.dropout(self.linear(x))
+
+
 RANDOM = [
+    pytest.param(Region(), rows(), id="region"),
     pytest.param(models.randomized(models.Perceptron()), rows(), id="dropout"),
     pytest.param(models.randomized(models.Transformer()), tokens(), id="attention"),
     pytest.param(models.Recurrent(), torch.randn(3, 2, 8), id="lstm"),
