@@ -22,6 +22,8 @@ class Running:
     """A running `temper optimize`, whose lines of progress are read as they come."""
 
     def __init__(self, task_file: Path, out: Path) -> None:
+        # A shell that starts a command in the background has it ignore the signal, and so does this.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "temper", "optimize", f"{task_file}:task", "--out", str(out), *OPTIONS],
             stdout=subprocess.PIPE,
@@ -30,6 +32,7 @@ class Running:
             env=environment_with(None),
             start_new_session=True,
         )
+        signal.signal(signal.SIGINT, before)
         self.lines: list[str] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()

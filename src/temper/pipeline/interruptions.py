@@ -39,7 +39,9 @@ def interruptible(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if not pressed:
             raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        # A shell lets what it starts in the background ignore the signal; who has sent it once may send it again.
+        ignored = pressed and before == signal.SIG_IGN
+        signal.signal(signal.SIGINT, signal.default_int_handler if ignored else before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from temper.training.checkpoint import Checkpoint, write
 from temper.training.device import moved
 from temper.training.memory import channels_last
 from temper.training.plan import Group, Plan, identity, optimizer
+from temper.training.randomness import seeded
 
 COMPILED_FROM = 300
 """Steps from which compiling, which takes a minute or so, is worth its time."""
@@ -61,18 +62,17 @@ def fit(
     Raises: TrialError if the loss is not finite, if there is no batch, or if the time does not suffice for one step.
     """
     file = None if training.folder is None else training.folder / f"{name}.safetensors"
-    devices = [torch.cuda.current_device()] if training.device == "cuda" else []
     form = channels_last(graph) if plan.channels_last else nullcontext(False)
-    with form as is_channels_last, torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with form as is_channels_last, torch.enable_grad():
         loop = _Loop(graph, groups, training, plan, file, after_step, seed, is_channels_last)
         loop.begin()
         loop.compile()
         while not loop.ended():
-            torch.manual_seed(seed + len(loop.history))
-            if before_epoch(len(loop.history)):
-                loop.compile()
-            if loop.epoch():
-                loop.save()
+            with seeded(seed, len(loop.history)):
+                if before_epoch(len(loop.history)):
+                    loop.compile()
+                if loop.epoch():
+                    loop.save()
     if not loop.step:
         raise TrialError(
             f"{name}: the time ended before the first step of training; give the run more, or fewer epochs"

@@ -1,11 +1,13 @@
 """The training loop: that it learns, repeats itself, goes on where it was stopped, and ends in time."""
 
 import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,6 +76,38 @@ def test_equal_seeds_give_equal_bits_and_leave_the_global_generator_alone() -> N
         assert torch.equal(torch.get_rng_state(), before)
         found.append(weights(trained))
     assert all(map(torch.equal, *found))
+
+
+def test_what_the_data_draws_is_repeated_too() -> None:
+    """Augmentation by Python's, NumPy's and PyTorch's generators: equal for equal seeds, another in each epoch."""
+
+    class Drawing(list[Batch]):
+        def __iter__(self) -> Iterator[Batch]:
+            drawn.extend((random.random(), _numpy(), float(torch.rand(()))))
+            return super().__iter__()
+
+    runs: list[list[float]] = []
+    for noise in (1, 2):
+        drawn: list[float] = []
+        random.seed(noise)
+        before = random.getstate()
+        _numpy(noise)
+        fitted(graph(), training(batches=lambda size, epoch: Drawing([batch(epoch)])), epochs=2)
+        assert random.getstate() == before
+        assert _numpy() == _numpy(noise)
+        runs.append(drawn)
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == 6
+
+
+def _numpy(seed: int | None = None) -> float:
+    """The next number of NumPy's global generator, or the first one behind the seed, which the next one then is."""
+    if seed is None:
+        return float(np.random.random())  # noqa: NPY002 (what augmentation draws from)
+    np.random.seed(seed)  # noqa: NPY002 (likewise)
+    first = _numpy()
+    np.random.seed(seed)  # noqa: NPY002 (likewise)
+    return first
 
 
 def test_it_goes_on_behind_the_last_whole_epoch(tmp_path: Path) -> None:
