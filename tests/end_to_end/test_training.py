@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from temper.core.errors import UsageError
 from temper.core.goal import Goal
@@ -179,3 +181,13 @@ def test_a_run_is_not_resumed_with_other_training_data_or_another_loss(trainable
         run("with_less")
     with pytest.raises(UsageError, match="loss differ"):
         run("with_own_loss")
+
+
+def test_a_loss_is_told_by_its_name(trainable: Path, folder: RunFolder) -> None:
+    """Not by an address, which is another one in each process."""
+    task = load_task(f"{trainable}:trainable")
+    prints = [
+        prepare(replace(task, loss=loss), Goal(), 0, folder, lambda line: None).fingerprint["loss"]
+        for loss in (None, "mse", nn.CrossEntropyLoss(), partial(nn.functional.cross_entropy, label_smoothing=0.1))
+    ]
+    assert prints == ["None", "mse", "CrossEntropyLoss", "partial"]

@@ -32,10 +32,16 @@ def fingerprint(
             targets = () if examples.targets is None else (("targets", examples.targets),)
             prints[f"{part} data"] = _digest((*((str(i), each) for i, each in enumerate(examples.stored)), *targets))
     if parts.training is not None:
-        prints["loss"] = getattr(loss, "__qualname__", None) or str(loss)
+        # By its name: what `str` says of an object may hold an address, which differs from run to run.
+        prints["loss"] = str(loss) if loss is None or isinstance(loss, str) else _name(loss)
     if parts.marks is not None:
         prints["training data"] = _digest([("marks", parts.marks)])
     return prints
+
+
+def _name(function: object) -> str:
+    """What a function, or the class of an object that can be called, is called."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _digest(arrays: Iterable[tuple[str, Array]]) -> str:

@@ -44,7 +44,7 @@ class Freezing:
         """
         threshold = self._threshold * (1 + (EASED - 1) * 0.5 * (1 + math.cos(math.pi * share)))
         for learned, name in self._weights:
-            # Asked for in each step: whoever changes the module's memory format puts other tensors in their place.
+            # Asked for in each step: whoever moves the module to another device puts other tensors in their place.
             before, mean, direction, flips, frozen = (self._module.get_buffer(f"{name}_{key}") for key in PAST)
             value = _value(self._module, learned)
             integers = _integers(value, learned)
