@@ -6,7 +6,8 @@ ResNet-20 on JPEG CIFAR-10, from the fine-tuned float network, trained on the 50
 processor where there is one, and judged on the 8,000 images of the proof part by the artifacts that both integer
 runtimes load. Every trained graph is kept in the cache, so that one machine may train (`--train` does no more) and
 another one judge. Each judged (experiment, seed, epochs) is a line of `results/qat.jsonl`; the next run goes on behind
-it, and the page is made from the lines. `--full` takes 30 epochs. Peers need the extra `bench`.
+it, and the page is made from the lines. `--full` takes 30 epochs, of the experiments that need them. Peers need the
+extra `bench`.
 """
 
 import argparse
@@ -61,7 +62,7 @@ class Experiment:
     """What is trained: a name, the technique's knobs, and the kilobytes that mixed bits of weights may fill, if any.
 
     `runtime` is the one whose quantizers are trained. `peer`: trained by the library of that name instead, at so many
-    bits.
+    bits. `full`: whether it is one of those that `--full` trains, with 30 epochs, and if `full_only`, with no fewer.
     """
 
     name: str
@@ -69,14 +70,26 @@ class Experiment:
     mixed_kb: int = 0
     runtime: str = PLACED_FOR
     peer: str = ""
+    full: bool = False
+    full_only: bool = False
 
 
+SLOW_DECAY = 2.5e-5
+"""The weight decay of Esser et al. (section 3) for 2 bits: a quarter of that of full precision."""
 EXPERIMENTS = (
     Experiment(name="W8A8", knobs={"num_bits": 8}),
     Experiment(name="W8A8, for OpenVINO", knobs={"num_bits": 8}, runtime="openvino"),
-    Experiment(name="W4A4", knobs={"num_bits": 4}),
+    Experiment(name="W4A4", knobs={"num_bits": 4}, full=True),
     Experiment(name="W3A3", knobs={"num_bits": 3}),
-    Experiment(name="W2A2", knobs={"num_bits": 2}),
+    Experiment(name="W2A2", knobs={"num_bits": 2}, full=True),
+    *(
+        Experiment(
+            name=f"W2A2, rate {rate}, decay {SLOW_DECAY}{', progressive' if progressive else ''}",
+            knobs={"num_bits": 2, "learning_rate": rate, "weight_decay": SLOW_DECAY, "progressive": progressive},
+            full_only=True,
+        )
+        for rate, progressive in ((0.05, False), (0.1, False), (0.05, True))
+    ),
     Experiment(name="W2A2, progressive", knobs={"num_bits": 2, "progressive": True}),
     Experiment(name="W2A2, norms frozen for the last 2 epochs", knobs={"num_bits": 2, "frozen_norms": 1 / 3}),
     Experiment(name="W2A2, oscillations frozen", knobs={"num_bits": 2, "freeze_flips": 0.01}),
@@ -321,7 +334,8 @@ def main() -> None:
     subject: Subject | None = None
     for seed in options.seeds:
         for experiment in EXPERIMENTS:
-            wanted = options.only is None or experiment.name in options.only
+            usual = experiment.full or experiment.full_only if options.full else not experiment.full_only
+            wanted = usual if options.only is None else experiment.name in options.only
             if not wanted or (experiment.name, seed, epochs) in done:
                 continue
             subject = subject or Subject()

@@ -28,6 +28,9 @@ from temper.graph.surgery import clean, set_tensor, tensor_of
 
 LEAST_SHARE = 1e-3
 """No scale may shrink below this share of what it began with: at zero it would have no gradient that brings it back."""
+STEEPEST = 10.0
+"""The largest gradient of a growth or a shift. Where a channel's weights nearly vanish before a batch norm, gradients
+have no bound: a single step can make such a scale thousands of times as large, and the channel all zeros."""
 
 
 def learned_quantize(
@@ -110,6 +113,10 @@ class LearnedQuantizer:
     low: int
     high: int
     factor: float
+
+    @property
+    def bits(self) -> int:
+        return (self.high - self.low).bit_length()
 
     @property
     def scale(self) -> Tensor:
@@ -202,7 +209,7 @@ def _trained(
     computed: tuple[Callable[..., Tensor], *tuple[int, ...]],
     known: dict[str, tuple[nn.Parameter, Node]],
 ) -> tuple[nn.Parameter, Node]:
-    """A parameter whose gradients are multiplied by the factor, and the node that takes the stored tensor's place.
+    """A parameter whose gradients the factor multiplies, within bounds, and the node in the stored tensor's place.
 
     It is `computed` from that tensor, the parameter and the integers behind the function's name. Both are those that
     are known for the stored tensor already, or new ones before the quantizer.
@@ -212,10 +219,14 @@ def _trained(
         nodes, module = quantizer.graph, quantizer.graph.owning_module
         assert module is not None
         parameter = nn.Parameter(value.float())
-        parameter.register_hook(partial(torch.mul, factor))  # type: ignore[no-untyped-call]
+        parameter.register_hook(partial(_bounded, factor))  # type: ignore[no-untyped-call]
         own = f"{name}_trained".replace(".", "_")
         module.register_parameter(own, parameter)
         with nodes.inserting_before(quantizer):
             function, *integers = computed
             known[name] = parameter, nodes.call_function(function, (stored, nodes.get_attr(own), *integers))
     return known[name]
+
+
+def _bounded(factor: Tensor, gradient: Tensor) -> Tensor:
+    return torch.clamp(factor * gradient, -STEEPEST, STEEPEST)

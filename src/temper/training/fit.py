@@ -96,7 +96,7 @@ class _Loop:
     ) -> None:
         self.graph, self.training, self.plan, self.file, self._after_step = graph, training, plan, file, after_step
         self._is_channels_last = is_channels_last
-        groups = [group for group in groups if group.parameters]
+        self._groups = groups = [group for group in groups if group.parameters]
         self._steps = len(training.batches(plan.batch, 0))
         if not self._steps:
             raise TrialError("the training part does not hold one batch: give more examples, or a smaller batch")
@@ -109,7 +109,6 @@ class _Loop:
         self.step = 0
         self.history: list[Epoch] = []
         self._optimizer = optimizer(groups, plan)
-        self._parameters = [parameter for group in groups for parameter in group.parameters]
 
     def begin(self) -> None:
         """Go on where the checkpoint ends, if there is one, at the rate that belongs there."""
@@ -141,7 +140,8 @@ class _Loop:
             loss = self._loss(inputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.plan.clip_norm:
-                nn.utils.clip_grad_norm_(self._parameters, self.plan.clip_norm)
+                for group in self._groups:
+                    nn.utils.clip_grad_norm_(group.parameters, self.plan.clip_norm)
             self._optimizer.step()
             self._optimizer.zero_grad()
             with torch.no_grad():

@@ -19,9 +19,9 @@ MOMENTUM = 0.9
 class Plan:
     """How a graph is trained: for so many epochs, at a rate that warms up linearly and falls to zero as a cosine.
 
-    If time is short the schedule is run through faster. `clip_norm` bounds the norm of all gradients together, 0 does
-    not. With `autocast` products are computed in bfloat16. Training ends after `patience` epochs in a row without a
-    better loss on the selection part; with 0 it does not look.
+    If time is short the schedule is run through faster. `clip_norm` bounds the norm of the gradients of each group, 0
+    does not. With `autocast` products are computed in bfloat16. Training ends after `patience` epochs in a row without
+    a better loss on the selection part; with 0 it does not look.
     """
 
     epochs: int

@@ -265,6 +265,17 @@ def test_gradients_are_clipped() -> None:
     assert length == pytest.approx(0.5 * 2.0 * 1e-3 * 1.9, rel=1e-3), "half the rate, and Nesterov's 1 + 0.9"
 
 
+def test_each_group_is_clipped_by_itself() -> None:
+    trained = graph()
+    before = weights(trained)
+    one = [batch(0)]
+    groups = [Group(parameters=[each], rate=1.0) for each in trained.module.parameters()]
+    plan = Plan(epochs=1, batch=SIZE, learning_rate=2.0, optimizer="sgd", warmup=0.0, clip_norm=1e-3)
+    fit(trained, groups, training(batches=lambda size, epoch: one), plan, name="test", seed=0)
+    lengths = [float((new - old).norm()) for new, old in zip(weights(trained), before)]
+    assert lengths == pytest.approx([0.5 * 2.0 * 1e-3 * 1.9] * len(groups), rel=1e-3)
+
+
 def test_autocast_computes_products_in_bfloat16_and_the_loss_in_float32() -> None:
     seen: list[Tensor] = []
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from torch import nn
 from torch.fx import Node
 
 from temper.core.context import Context
@@ -188,7 +189,7 @@ class QuantizationAwareTraining(Technique):
 
             history = fit(
                 graph,
-                self._groups(graph, learned, plan),
+                self._groups(graph, learned, plan, phase.bits.least),
                 training,
                 plan,
                 name=phase.name,
@@ -208,7 +209,7 @@ class QuantizationAwareTraining(Technique):
     def _plan(self, graph: Graph, bits: Bits, epochs: int) -> Plan:
         convolves = any(is_call(node, CONVOLUTIONS) for node in graph.module.graph.nodes)
         chosen = self.optimizer if self.optimizer != "auto" else "sgd" if convolves else "adamw"
-        usual = ADAMW_RATE if chosen == "adamw" else SGD_RATES.get(bits.least, EIGHT_BIT_RATE)
+        usual = ADAMW_RATE if chosen == "adamw" else _sgd_rate(bits.least)
         return Plan(
             epochs=epochs,
             batch=self.batch,
@@ -218,14 +219,24 @@ class QuantizationAwareTraining(Technique):
             clip_norm=1.0 if chosen == "adamw" else 0.0,
         )
 
-    def _groups(self, graph: Graph, learned: Sequence[LearnedQuantizer], plan: Plan) -> list[Group]:
-        learnt = {id(each): each for one in learned for each in (one.growth, one.shift) if each is not None}
-        rate = self.scale_rate * (ADAMW_SCALES if plan.optimizer == "adamw" else 1.0)
+    def _groups(self, graph: Graph, learned: Sequence[LearnedQuantizer], plan: Plan, least: int) -> list[Group]:
+        """Weights, which decay, what has one dimension, and scales by their bits; `least` are the fewest of a layer.
+
+        The finer a scale, the larger are the steps, relative to it, that SGD takes at the same rate.
+        """
+        learnt: dict[int, tuple[float, nn.Parameter]] = {}
+        for one in learned:
+            rate = ADAMW_SCALES if plan.optimizer == "adamw" else _sgd_rate(one.bits) / _sgd_rate(least)
+            learnt |= {id(each): (rate, each) for each in (one.growth, one.shift) if each is not None}
         others = [each for each in graph.module.parameters() if each.requires_grad and id(each) not in learnt]
+        scales = [
+            Group(parameters=[each for own, each in learnt.values() if own == rate], rate=rate * self.scale_rate)
+            for rate in sorted({own for own, _ in learnt.values()})
+        ]
         return [
             Group(parameters=[each for each in others if each.dim() > 1], decays=True),
             Group(parameters=[each for each in others if each.dim() <= 1]),
-            Group(parameters=list(learnt.values()) if self.scale_rate else [], rate=rate),
+            *(scales if self.scale_rate else []),
         ]
 
     def bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
@@ -271,6 +282,10 @@ class _Phase:
     name: str
     bits: Bits
     epochs: int
+
+
+def _sgd_rate(bits: int) -> float:
+    return SGD_RATES.get(bits, EIGHT_BIT_RATE)
 
 
 def _weight_name(layer: Node) -> str:

@@ -17,6 +17,7 @@ from temper.core.runtime import Runtime
 from temper.core.technique import applied
 from temper.core.training import Batch, Training
 from temper.graph.facts import weighted_layers
+from temper.graph.learned_quantizers import LearnedQuantizer
 from temper.graph.quantizers import is_quantizer
 from temper.graph.surgery import tensor_of
 from temper.hardware.detect import this_host
@@ -318,41 +319,46 @@ def test_a_weight_that_several_layers_read_has_the_same_bits_in_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "rates"),
+    ("knobs", "usual", "of_scales"),
     [
-        ({"num_bits": 2}, (0.02, 0.02)),
-        ({"num_bits": 4, "scale_rate": 3.0}, (0.003, 0.009)),
-        ({"num_bits": 8, "ends_bits": 3}, (0.01, 0.01)),
-        ({"num_bits": 8, "optimizer": "adamw"}, (5e-5, 1e-3)),
-        ({"num_bits": 4, "learning_rate": 0.5}, (0.5, 0.5)),
+        ({"num_bits": 2}, 0.02, {2: 0.02, 8: 0.001}),
+        ({"num_bits": 4, "scale_rate": 3.0}, 0.003, {4: 0.009, 8: 0.003}),
+        ({"num_bits": 8, "ends_bits": 3}, 0.01, {3: 0.01, 8: 0.001}),
+        ({"num_bits": 4, "optimizer": "adamw"}, 5e-5, {4: 1e-3, 8: 1e-3}),
+        ({"num_bits": 4, "learning_rate": 0.3}, 0.3, {4: 0.3, 8: 0.1}),
     ],
 )
 def test_weights_alone_decay_and_scales_have_their_own_rate(
-    net: Graph, knobs: dict[str, Any], rates: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+    net: Graph, knobs: dict[str, Any], usual: float, of_scales: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from temper.techniques.quantization import aware_training
 
     seen: list[Any] = []
-    fit = aware_training.fit
+    bits: dict[int, int] = {}
+    fit, learn = aware_training.fit, aware_training.learn
+
+    def learning(graph: Graph) -> list[LearnedQuantizer]:
+        found = learn(graph)
+        bits.update({id(each): one.bits for one in found for each in (one.growth, one.shift)})
+        return found
 
     def noted(graph: Graph, groups: Any, training: Training, plan: Any, **rest: Any) -> Any:
         names = {id(each): name for name, each in graph.module.named_parameters()}
         seen.extend(
-            (plan.learning_rate * group.rate, group.decays, names[id(each)])
+            (plan.learning_rate * group.rate, group.decays, bits.get(id(each), 0), names[id(each)])
             for group in groups
             for each in group.parameters
         )
         return fit(graph, groups, training, plan, **rest)
 
+    monkeypatch.setattr(aware_training, "learn", learning)
     monkeypatch.setattr(aware_training, "fit", noted)
     applied(QuantizationAwareTraining(epochs=1, batch=SIZE, weight_decay=0.1, **knobs), net, context_for(net))
-    decaying = {name for _, decays, name in seen if decays}
+    decaying = {name for _, decays, _, name in seen if decays}
     assert decaying == {"first.weight", "second.weight", "third.weight", "head.weight"}
-    scales = {rate for rate, _, name in seen if name.endswith("_trained")}
-    others = {rate for rate, _, name in seen if not name.endswith("_trained")}
-    assert list(scales) == pytest.approx([rates[1]])
-    assert list(others) == pytest.approx([rates[0]])
-    assert len([name for _, _, name in seen]) == len({name for _, _, name in seen})
+    assert {of: rate for rate, _, of, _ in seen} == pytest.approx({0: usual, **of_scales})
+    assert all((of > 0) == name.endswith("_trained") for _, _, of, name in seen)
+    assert len(seen) == len({name for *_, name in seen})
 
 
 def test_statistics_are_those_of_the_trained_weights(net: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
