@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,10 @@ class Subject:
     def accuracy(self, answers: NDArray[np.int64]) -> float:
         return float((answers == self.targets).mean())
 
+    @cached_property
+    def float_accuracy(self) -> float:
+        return self.accuracy(self.answers(lambda part: self.graph(part)[0]))
+
 
 def kept(experiment: Experiment, seed: int, epochs: int) -> Path:
     name = "".join(letter if letter.isalnum() else "_" for letter in experiment.name)
@@ -237,7 +242,7 @@ def judged(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> 
         "seed": seed,
         "epochs": epochs,
         **read_json(place / "about.json"),
-        "float": subject.accuracy(subject.answers(lambda part: subject.graph(part)[0])),
+        "float": subject.float_accuracy,
     }
     if experiment.peer:
         line["trained"] = subject.accuracy(np.load(place / "answers.npy"))
