@@ -1,6 +1,6 @@
 """What a step of quantization-aware training costs, against a step of plain training of the same network.
 
-    python benchmarks/qat_cost.py [--threads 1 2] [--rounds 15]
+    python benchmarks/qat_cost.py [--threads 1 2] [--rounds 45]
 
 ResNet-20, 128 images of JPEG CIFAR-10, float32, channels last; forward, loss, backward and the optimizer's step, with
 what the technique does behind it. All take turns, a step each, in random order.
@@ -95,7 +95,7 @@ def timed(steps: Mapping[str, Step], images: Tensor, labels: Tensor, rounds: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=45)
     options = parser.parse_args()
     subject = Subject()
     (images,), labels = next(iter(Images(subject.pixels, subject.labels, BATCH, 0)))
