@@ -8,7 +8,7 @@ end, they change scales and biases and no integer.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 
 from torch import nn
 from torch.fx import Node
@@ -43,8 +43,10 @@ from temper.training.fit import fit
 from temper.training.oscillation import Freezing
 from temper.training.plan import Group, Plan
 
-RE_ESTIMATED = 50
-"""Batches that the statistics of batch norms are taken from at the end."""
+RE_ESTIMATED, RE_ESTIMATED_LEAST = 50, 5
+"""Batches that the statistics of batch norms are taken from at the end, and the least if time is short."""
+RE_ESTIMATING = 0.1
+"""The share of the time that is kept for it."""
 SGD_RATES, EIGHT_BIT_RATE, ADAMW_RATE = {2: 0.02, 3: 0.01, 4: 0.003}, 0.001, 5e-5
 """Learning rates. Those at 3 and 8 bits are Esser et al.'s, section 3; the fewer bits, the further weights must go."""
 ADAMW_SCALES = 20.0
@@ -187,10 +189,12 @@ class QuantizationAwareTraining(Technique):
                 if freezing is not None:
                     freezing.step(share)
 
+            now = time.monotonic()
+            kept = RE_ESTIMATING if norms else 0.0
             history = fit(
                 graph,
                 self._groups(graph, learned, plan, phase.bits.least),
-                training,
+                replace(training, deadline=now + (1 - kept) * (training.deadline - now)),
                 plan,
                 name=phase.name,
                 seed=seed,
@@ -204,7 +208,9 @@ class QuantizationAwareTraining(Technique):
 
     def _re_estimate(self, graph: Graph, norms: Sequence[Node], training: Training, epoch: int) -> None:
         batches = islice(usable(graph, training.batches(self.batch, epoch)), RE_ESTIMATED)
-        re_estimate(graph, norms, (moved(inputs, training.device) for inputs, _ in batches))
+        counted = enumerate(moved(inputs, training.device) for inputs, _ in batches)
+        in_time = takewhile(lambda each: each[0] < RE_ESTIMATED_LEAST or time.monotonic() < training.deadline, counted)
+        re_estimate(graph, norms, (inputs for _, inputs in in_time))
 
     def _plan(self, graph: Graph, bits: Bits, epochs: int) -> Plan:
         convolves = any(is_call(node, CONVOLUTIONS) for node in graph.module.graph.nodes)

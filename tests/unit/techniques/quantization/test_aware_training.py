@@ -1,6 +1,7 @@
 """What is trained is what ships: placement, bits, batch norms, agreement with the runtimes, and that training helps."""
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -383,3 +384,37 @@ def test_statistics_are_those_of_the_trained_weights(net: Graph, monkeypatch: py
     trained(net, num_bits=2, epochs=3)
     ((expected, found),) = seen
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("a_batch", "count"), [(0.0, 6), (1.0, 5), (100.0, 3)])
+def test_statistics_are_taken_from_fewer_batches_if_time_is_short(
+    net: Graph, a_batch: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training ends before its deadline, so that a tenth of the time remains; a few batches are taken in any case."""
+    from temper.techniques.quantization import aware_training
+
+    clock, deadlines, seen = [0.0], [], [0]
+    fit, estimate = aware_training.fit, aware_training.re_estimate
+
+    def noted(graph: Graph, groups: Any, training: Training, *rest: Any, **named: Any) -> Any:
+        deadlines.append(training.deadline)
+        return fit(graph, groups, training, *rest, **named)
+
+    def estimating(graph: Graph, norms: Any, batches: Any) -> None:
+        def slowly() -> Any:
+            for each in batches:
+                seen[0] += 1
+                clock[0] += a_batch
+                yield each
+
+        clock[0] = 95.0
+        estimate(graph, norms, slowly())
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(aware_training, "fit", noted)
+    monkeypatch.setattr(aware_training, "re_estimate", estimating)
+    monkeypatch.setattr(aware_training, "RE_ESTIMATED_LEAST", 3)
+    context = context_for(net, training=replace(training_for(net), deadline=100.0))
+    applied(QuantizationAwareTraining(epochs=2, batch=SIZE), net, context)
+    assert deadlines == [90.0]
+    assert seen == [count]
