@@ -107,6 +107,7 @@ def test_a_recipe_that_trains_is_trained_once(name: str, trainable: Path, folder
     assert first.read_bytes() == second.read_bytes()
     assert not list(folder.checkpoints.glob("*"))
     assert len(layers) == 3
+    assert all(layer.node for layer in layers), "no time can be found for it"
     assert all(layer.weight is not None and layer.weight.quantization_error > 0 for layer in layers)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from temper.core.explanation import Layer
+from temper.graph.onnx.packing import packed_shapes
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 BLOCK_PRODUCT = "MatMulNBits"
@@ -27,7 +28,7 @@ class Product:
 
 def products(model: onnx.ModelProto) -> Iterator[Product]:
     """The products of the main graph, in the order of its nodes."""
-    stored = {each.name: tuple(each.dims) for each in model.graph.initializer}
+    stored = {each.name: tuple(each.dims) for each in model.graph.initializer} | packed_shapes(model)
     passed = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in PASSING}
     for node in model.graph.node:
         if node.op_type == BLOCK_PRODUCT:

@@ -16,11 +16,13 @@ MOST = 1 << 22
 """Weights that are unpacked together: for a moment each of their bits takes four bytes."""
 LEAST = 256
 """Smaller tensors gain less than the operators take that unpack them."""
+PREFIX = "bits."
+"""What the names of everything that stands at the head of the file begin with."""
 SHARED = {
-    "bits.powers": 1 << np.arange(8, dtype=np.int32),
-    "bits.two": np.array(2, np.int32),
-    "bits.last": np.array([-1], np.int64),
-    "bits.first": np.array([0], np.int64),
+    f"{PREFIX}powers": 1 << np.arange(8, dtype=np.int32),
+    f"{PREFIX}two": np.array(2, np.int32),
+    f"{PREFIX}last": np.array([-1], np.int64),
+    f"{PREFIX}first": np.array([0], np.int64),
 }
 """Constants that all groups use."""
 
@@ -44,13 +46,24 @@ def pack_weights(model: ModelProto) -> None:
     nodes: list[NodeProto] = []
     for bits, held in sorted(groups.items()):
         for number, tensors in enumerate(each for each in held if each):
-            nodes += _packed(graph, tensors, bits, f"bits.{bits}.{number}")
+            nodes += _packed(graph, tensors, bits, f"{PREFIX}{bits}.{number}")
     if nodes:
         for name, array in SHARED.items():
             _add(graph, name, array)
         rest = list(graph.node)
         del graph.node[:]
         graph.node.extend((*nodes, *rest))
+
+
+def packed_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    """The names of the weights that the head of the file unpacks, and their shapes."""
+    stored = {each.name: each for each in model.graph.initializer if each.name.startswith(PREFIX)}
+    shaped = {node.output[0]: node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    return {
+        node.output[0]: tuple(map(int, numpy_helper.to_array(stored[shaped[node.input[0]]])))
+        for node in model.graph.node
+        if node.op_type == "Cast" and shaped.get(node.input[0]) in stored
+    }
 
 
 def _bits(values: NDArray[np.int8]) -> int:
@@ -73,13 +86,13 @@ def _packed(graph: GraphProto, tensors: Sequence[TensorProto], bits: int, name: 
     parts = [f"{name}.{index}" for index in range(len(sizes))]
     steps = [
         ("Cast", [name], [f"{name}.bytes"], {"to": TensorProto.INT32}),
-        ("Unsqueeze", [f"{name}.bytes", "bits.last"], [f"{name}.each"], {}),
-        ("Div", [f"{name}.each", "bits.powers"], [f"{name}.shifted"], {}),
-        ("Mod", [f"{name}.shifted", "bits.two"], [f"{name}.bits"], {}),
+        ("Unsqueeze", [f"{name}.bytes", f"{PREFIX}last"], [f"{name}.each"], {}),
+        ("Div", [f"{name}.each", f"{PREFIX}powers"], [f"{name}.shifted"], {}),
+        ("Mod", [f"{name}.shifted", f"{PREFIX}two"], [f"{name}.bits"], {}),
         ("Mul", [f"{name}.bits", f"{name}.planes"], [f"{name}.scaled"], {}),
-        ("ReduceSum", [f"{name}.scaled", "bits.first"], [f"{name}.sum"], {"keepdims": 0}),
+        ("ReduceSum", [f"{name}.scaled", f"{PREFIX}first"], [f"{name}.sum"], {"keepdims": 0}),
         ("Sub", [f"{name}.sum", f"{name}.offset"], [f"{name}.signed"], {}),
-        ("Reshape", [f"{name}.signed", "bits.last"], [f"{name}.flat"], {}),
+        ("Reshape", [f"{name}.signed", f"{PREFIX}last"], [f"{name}.flat"], {}),
     ]
     if len(sizes) > 1:
         _add(graph, f"{name}.sizes", np.array(sizes, np.int64))

@@ -3,6 +3,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from temper.graph.onnx.layers import products
 from temper.graph.onnx.packing import LEAST, pack_weights
 
 INPUTS = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 6, 6])]
@@ -65,6 +66,14 @@ def test_the_same_answers_from_fewer_bytes(bits: tuple[int, int], runtime: str) 
     stored = sum(each.nbytes for each in planes if each.ndim == 2)
     exact = sum(count * width / 8 for count, width in counts.items())
     assert exact <= stored <= exact + 2 * 8
+
+
+@pytest.mark.parametrize("bits", [(3,), (8, 3, 8, 5), (2, 2)])
+def test_layers_are_found_behind_packed_weights(bits: tuple[int, ...]) -> None:
+    model, packed = quantized(*bits), quantized(*bits)
+    pack_weights(packed)
+    assert list(products(packed)) == list(products(model))
+    assert [each.weight for each in products(packed)] == [f"w{index}" for index in range(len(bits))]
 
 
 def test_bytes_of_a_large_weight() -> None:
