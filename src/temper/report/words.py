@@ -98,9 +98,11 @@ def runtime_in_words(recipe: Mapping[str, Any] | Recipe) -> str:
 
 
 def _plug(plug: Plug) -> str:
-    """A plug's `family.kind(knob=value)` as `kind family (knob: value)`."""
+    """A plug's `family.kind(knob=value)` as `kind family (knob: value)`; `family.aware_kind` as `family-aware kind`."""
     knobs = str(plug).removeprefix(plug.name).strip("()").replace("=", ": ").replace("_", " ")
-    title = " ".join(reversed(plug.name.split("."))).replace("_", " ")
+    family, _, kind = plug.name.rpartition(".")
+    aware = kind.startswith("aware_")
+    title = (f"{family}-{kind}" if aware else f"{kind} {family}").replace("_", " ").strip()
     return f"{title} ({knobs})" if knobs else title
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from temper.core.explanation import Explanation, Kernel, Layer, Quantized
 from temper.core.journal import Journal
 from temper.pipeline.advice import advise
+from temper.report import page as page_of
 from temper.report.anatomy import anatomy
 from temper.report.findings import Findings
 
@@ -93,6 +94,14 @@ def test_layers_stand_with_time_precision_and_loss(tmp_path: Path) -> None:
     # The slowest row is full, the others are in proportion; sensitivities go from 1e-9 to 1.
     assert (bar(first[1]), bar(second[1])) == (("integer", 100.0), ("integer", 16.7))
     assert (bar(first[3]), bar(second[3])) == (("sensitivity", 66.7), ("sensitivity", 0.0))
+
+
+def test_every_kind_of_bar_has_a_colour(tmp_path: Path) -> None:
+    page = drawn(Explanation(call_s=1.2e-4, kernels=KERNELS, layers=LAYERS), tmp_path)
+    kinds = set(re.findall(r'class="fill (\w+)"', page))
+    assert len(kinds) == 3
+    style = (Path(page_of.__file__).parent / "page.css").read_text(encoding="utf-8")
+    assert all(f".fill.{kind} {{ background: " in style for kind in kinds)
 
 
 def test_what_is_no_layer_stands_below_by_operator(tmp_path: Path) -> None:

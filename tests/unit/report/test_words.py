@@ -58,6 +58,9 @@ def test_recipes_in_words() -> None:
     tuned = {"techniques": [{"name": "quantization.post_training", "ranges": "mse", "float_layers": 2}]}
     words = recipe_in_words({**tuned, "runtime": {"name": "onnxruntime"}})
     assert words == "post training quantization (ranges: mse, float layers: 2), on onnxruntime"
+    trained = {"techniques": [{"name": "quantization.aware_training", "weight_bits": 4}]}
+    words = recipe_in_words({**trained, "runtime": {"name": "onnxruntime"}})
+    assert words == "quantization-aware training (weight bits: 4), on onnxruntime"
 
 
 def test_typesetting() -> None:
