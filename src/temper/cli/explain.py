@@ -53,7 +53,9 @@ def command(
 
 
 def _layers(explanation: "Explanation") -> "Table":
-    table = _table("layer", "time", "", "precision", "sensitivity", "weights", "error", "inputs", "scale", "error")
+    table = _table(
+        "layer", "time", "", "precision", "sensitivity", "bits", "weights", "error", "inputs", "scale", "error"
+    )
     inside = sum(kernel.seconds for kernel in explanation.kernels)
     for layer in explanation.layers:
         share = None if layer.seconds is None or not inside else layer.seconds / inside
@@ -61,7 +63,7 @@ def _layers(explanation: "Explanation") -> "Table":
     for operator, kernels in explanation.others().items():
         share = sum(kernel.seconds for kernel in kernels) / inside
         precisions = ", ".join(sorted({kernel.precision for kernel in kernels}))
-        table.add_row(f"[dim]{len(kernels)} × {operator}[/dim]", *_share(share), precisions, *[""] * 6)
+        table.add_row(f"[dim]{len(kernels)} × {operator}[/dim]", *_share(share), precisions, *[""] * 7)
     return table
 
 
@@ -84,6 +86,7 @@ def _quantized(layer: "Layer") -> tuple[str, ...]:
     lost = UNNAMED if layer.sensitivity is None else f"{layer.sensitivity:.1e}"
     return (
         lost,
+        _bits(layer),
         _range(layer.weight),
         _error(layer.weight),
         _range(layer.input),
@@ -92,12 +95,17 @@ def _quantized(layer: "Layer") -> tuple[str, ...]:
     )
 
 
+def _bits(layer: "Layer") -> str:
+    """Those of the weights and of what the layer reads, as the knob `layer_bits` writes them."""
+    return "/".join(UNNAMED if each is None else str(each.bits) for each in (layer.weight, layer.input))
+
+
 def _range(quantized: "Quantized | None") -> str:
-    return UNNAMED if quantized is None else "{:.3g} to {:.3g}".format(*quantized.original_range)
+    return UNNAMED if quantized is None else "{:.2g} to {:.2g}".format(*quantized.original_range)
 
 
 def _scale(quantized: "Quantized | None") -> str:
-    return UNNAMED if quantized is None else f"{quantized.scale_factor[1]:.2e}"
+    return UNNAMED if quantized is None else f"{quantized.scale_factor[1]:.2g}"
 
 
 def _error(quantized: "Quantized | None") -> str:

@@ -132,4 +132,4 @@ def _quantized(quantized: Quantized | None) -> str:
         return MISSING
     low, high = quantized.original_range
     ends = f"{significant(low, 2)} to {significant(high, 2)}"
-    return value(ends, f"error {_power(quantized.relative_error)}")
+    return value(ends, f"{quantized.bits} bits, error {_power(quantized.relative_error)}")

@@ -1,5 +1,6 @@
 """What the command prints for an artifact whose runtime gives no times."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from temper.pipeline import explain
 
 QUANTIZED = Quantized(original_range=(-1, 1), scale_factor=(0.01, 0.01), quantization_error=1e-5, relative_error=1e-5)
 LAYER = Layer(
-    name="head", operator="linear", shape=(4, 8), node="linear", sensitivity=2e-4, weight=QUANTIZED, input=QUANTIZED
+    name="head",
+    operator="linear",
+    shape=(4, 8),
+    node="linear",
+    sensitivity=2e-4,
+    weight=replace(QUANTIZED, bits=3),
+    input=QUANTIZED,
 )
 
 
@@ -30,4 +37,5 @@ def test_without_times_the_reason_and_the_layers_are_shown(
         "–",
     ]
     assert "2.0e-04" in said
+    assert " 3/8 " in said
     assert "-1 to 1" in said

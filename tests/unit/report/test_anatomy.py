@@ -87,8 +87,8 @@ def test_layers_stand_with_time_precision_and_loss(tmp_path: Path) -> None:
         "60.0%",
         "int8",
         "1.0e−3",
-        "−1.0 to 2.5 error 3.0e−5",
-        "−1.0 to 2.5 error 3.0e−5",
+        "−1.0 to 2.5 8 bits, error 3.0e−5",
+        "−1.0 to 2.5 8 bits, error 3.0e−5",
         "0.02",
     ]
     # The slowest row is full, the others are in proportion; sensitivities go from 1e-9 to 1.

@@ -6,6 +6,7 @@ Each layer is looked at in the float file that the quantized one was made of, wi
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -238,7 +239,13 @@ def _described(before: Array, after: Array, grid: Grid) -> Quantized:
         scale_factor=(float(grid.scale.min()), float(grid.scale.max())),
         quantization_error=error,
         relative_error=error / max(float((before**2).mean()), 1e-30),
+        bits=_bits(grid.zero_point.dtype),
     )
+
+
+def _bits(integers: np.dtype[Any]) -> int:
+    digits = integers.name.removeprefix("u").removeprefix("int")
+    return int(digits) if digits.isdigit() else 8 * integers.itemsize
 
 
 def _together(parts: Sequence[Quantized], sizes: Sequence[int]) -> Quantized:

@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from temper.core.context import Context
 from temper.core.schema import Schema, TensorSpec
@@ -85,6 +85,40 @@ def test_sensitivity_of_a_single_product_is_that_of_the_whole_file() -> None:
     (found,) = plain_session(serialized(changed)).run(["y"], {"x": x})
     exact = x.astype(np.float64) @ weight
     assert layer.sensitivity == pytest.approx(((found - exact) ** 2).sum() / (exact**2).sum(), rel=1e-3)
+
+
+def test_bits_are_those_of_the_stored_integers() -> None:
+    """Weights of 4 bits and inputs of 8."""
+    generator = np.random.default_rng(0)
+    reference = onnx.parser.parse_model(ONE.replace("17", "21").replace("y = MatMul", "[product] y = MatMul"))
+    model = ModelProto()
+    model.CopyFrom(reference)
+    weight = generator.standard_normal((12, 5), dtype=np.float32)
+    reference.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
+    integers = np.clip(np.round(weight / 0.3), -8, 7).astype(np.int8)
+    model.graph.initializer.extend(
+        [
+            helper.make_tensor("integers", TensorProto.INT4, (12, 5), integers.ravel()),
+            helper.make_tensor("zero", TensorProto.INT4, (), [0]),
+            numpy_helper.from_array(np.array(0.3, np.float32), "scale"),
+            numpy_helper.from_array(np.array(0.05, np.float32), "step"),
+            numpy_helper.from_array(np.array(128, np.uint8), "middle"),
+        ]
+    )
+    quantizers = [
+        helper.make_node("QuantizeLinear", ["x", "step", "middle"], ["bytes"]),
+        helper.make_node("DequantizeLinear", ["bytes", "step", "middle"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["weight"]),
+    ]
+    (product,) = model.graph.node
+    product.input[0] = "rounded"
+    del model.graph.node[:]
+    model.graph.node.extend([*quantizers, product])
+    (layer,) = layers_of_file(model, reference, [{"x": generator.standard_normal((4, 12), dtype=np.float32)}], 60.0)
+    assert layer.weight is not None
+    assert layer.input is not None
+    assert (layer.weight.bits, layer.input.bits) == (4, 8)
+    assert layer.weight.quantization_error == pytest.approx(((weight - 0.3 * integers) ** 2).mean(), rel=1e-4)
 
 
 def test_a_float_file_has_layers_without_quantizers(example: Example) -> None:
