@@ -357,6 +357,7 @@ def test_weights_alone_decay_and_scales_have_their_own_rate(
     applied(QuantizationAwareTraining(epochs=1, batch=SIZE, weight_decay=0.1, **knobs), net, context_for(net))
     decaying = {name for _, decays, _, name in seen if decays}
     assert decaying == {"first.weight", "second.weight", "third.weight", "head.weight"}
+    assert len({(of, rate) for rate, _, of, _ in seen}) == 1 + len(of_scales), "not one rate for each number of bits"
     assert {of: rate for rate, _, of, _ in seen} == pytest.approx({0: usual, **of_scales})
     assert all((of > 0) == name.endswith("_trained") for _, _, of, name in seen)
     assert len(seen) == len({name for *_, name in seen})
