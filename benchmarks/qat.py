@@ -1,13 +1,13 @@
 """Quantization-aware training at 8 to 2 bits: accuracy of the exported artifacts over seeds, after the last epoch.
 
-    python benchmarks/qat.py [--only NAME ...] [--seeds 0 1 2] [--epochs 6] [--train]
+    python benchmarks/qat.py [--only NAME ...] [--seeds 0 1 2] [--full] [--train]
 
 ResNet-20 on JPEG CIFAR-10, from the fine-tuned float network, trained on the 50,000 training images, on the graphics
 processor where there is one, and judged on the 8,000 images of the proof part by the artifacts that both integer
 runtimes load. Every trained graph is kept in the cache, so that one machine may train (`--train` does no more) and
 another one judge. Each judged (experiment, seed, epochs) is a line of `results/qat.jsonl`; the next run goes on behind
-it, and the page is made from the lines. `--full` takes 30 epochs, of the experiments that need them. Peers need the
-extra `bench`.
+it, and the page is made from the lines. Training takes six epochs; `--full` makes the lines that take more. Peers need
+the extra `bench`.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import math
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,11 +50,7 @@ LINES = Path(__file__).parent / "results" / "qat.jsonl"
 KEPT = cifar10.CACHE / "qat"
 RUNTIMES: Mapping[str, Mapping[str, str]] = {"onnxruntime": {}, "openvino": {"precision": "f32"}}
 PLACED_FOR = "onnxruntime"
-BATCH, EVALUATED = 128, 500
-FULL = 30
-ALLOWED = {"W8A8": 0.1, "W4A4": 0.5, "W3A3": 1.2, "W2A2": 4.0}
-"""Points that each may lose against the float network, on average over the seeds, after at most six epochs."""
-ALLOWED_FULL = {"W4A4": 0.3, "W2A2": 1.6}
+BATCH, EVALUATED, USUAL = 128, 500, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +58,8 @@ class Experiment:
     """What is trained: a name, the technique's knobs, and the kilobytes that mixed bits of weights may fill, if any.
 
     `runtime` is the one whose quantizers are trained. `peer`: trained by the library of that name instead, at so many
-    bits. `full`: whether it is one of those that `--full` trains, with 30 epochs, and if `full_only`, with no fewer.
+    bits. `epochs` are those of its trainings, and `allowed` is what each may lose against the float network, in points,
+    on average over the seeds.
     """
 
     name: str
@@ -71,25 +67,26 @@ class Experiment:
     mixed_kb: int = 0
     runtime: str = PLACED_FOR
     peer: str = ""
-    full: bool = False
-    full_only: bool = False
+    epochs: tuple[int, ...] = (USUAL,)
+    allowed: Mapping[int, float] = field(default_factory=dict)
 
 
 SLOW_DECAY = 2.5e-5
 """The weight decay of Esser et al. (section 3) for 2 bits: a quarter of that of full precision."""
 EXPERIMENTS = (
-    Experiment(name="W8A8", knobs={"num_bits": 8}),
+    Experiment(name="W8A8", knobs={"num_bits": 8}, allowed={USUAL: 0.1}),
     Experiment(name="W8A8, for OpenVINO", knobs={"num_bits": 8}, runtime="openvino"),
-    Experiment(name="W4A4", knobs={"num_bits": 4}, full=True),
-    Experiment(name="W3A3", knobs={"num_bits": 3}),
-    Experiment(name="W2A2", knobs={"num_bits": 2}, full=True),
+    Experiment(name="W4A4", knobs={"num_bits": 4}, epochs=(USUAL, 30), allowed={USUAL: 0.5, 30: 0.3}),
+    Experiment(name="W3A3", knobs={"num_bits": 3}, allowed={USUAL: 1.2}),
+    Experiment(name="W2A2", knobs={"num_bits": 2}, epochs=(USUAL, 30), allowed={USUAL: 4.0, 30: 1.6}),
     *(
         Experiment(
             name=f"W2A2, rate {rate}, decay {SLOW_DECAY}{', progressive' if progressive else ''}",
             knobs={"num_bits": 2, "learning_rate": rate, "weight_decay": SLOW_DECAY, "progressive": progressive},
-            full_only=True,
+            epochs=epochs,
+            allowed={100: 1.6},
         )
-        for rate, progressive in ((0.05, False), (0.1, False), (0.05, True))
+        for rate, progressive, epochs in ((0.05, False, (30, 100)), (0.1, False, (30,)), (0.05, True, (30,)))
     ),
     Experiment(name="W2A2, progressive", knobs={"num_bits": 2, "progressive": True}),
     Experiment(name="W2A2, norms frozen for the last 2 epochs", knobs={"num_bits": 2, "frozen_norms": 1 / 3}),
@@ -200,15 +197,13 @@ def train(subject: Subject, experiment: Experiment, seed: int, epochs: int) -> N
         calibration=(subject.calibration,),
         training=subject.training(seed, f"{place.name}"),
     )
-    began = time.monotonic()
     graph = applied(QuantizationAwareTraining(epochs=epochs, batch=BATCH, **knobs), subject.graph, context)
-    seconds = time.monotonic() - began
     unfinished = place.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save(graph, unfinished)
     device = torch.cuda.get_device_name() if subject.device == "cuda" else this_host().processor
-    write_json(unfinished / "about.json", {"seconds": seconds, "device": device, "knobs": knobs})
+    write_json(unfinished / "about.json", {"device": device, "knobs": knobs})
     unfinished.rename(place)
     shutil.rmtree(context.training.folder)
 
@@ -220,17 +215,15 @@ def train_peer(subject: Subject, experiment: Experiment, seed: int, epochs: int)
         return
     import qat_brevitas
 
-    began = time.monotonic()
     model = qat_brevitas.trained(
         experiment.knobs["num_bits"], subject.training(seed, place.name), epochs=epochs, batch=BATCH, seed=seed
     )
-    seconds = time.monotonic() - began
     answers = subject.answers(lambda part: model(part.to(subject.device)).cpu())
     unfinished = place.with_suffix(".tmp")
     unfinished.mkdir(parents=True, exist_ok=True)
     np.save(unfinished / "answers.npy", answers)
     device = torch.cuda.get_device_name() if subject.device == "cuda" else this_host().processor
-    write_json(unfinished / "about.json", {"seconds": seconds, "device": device, "knobs": dict(experiment.knobs)})
+    write_json(unfinished / "about.json", {"device": device, "knobs": dict(experiment.knobs)})
     unfinished.rename(place)
 
 
@@ -295,8 +288,7 @@ what a table row names in kB is what weights, scales and biases take."""
 
 
 def _place(key: tuple[str, int]) -> tuple[int, int]:
-    order = [each.name for each in EXPERIMENTS]
-    return (key[1], order.index(key[0]) if key[0] in order else len(order))
+    return (key[1], [each.name for each in EXPERIMENTS].index(key[0]))
 
 
 def _row(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -305,7 +297,8 @@ def _row(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     shipped = {runtime: _mean([line[runtime]["shipped"] for line in lines], base) for runtime in runtimes}
     differing = "; ".join(str(sum(line[runtime]["disagreements"] for line in lines)) for runtime in runtimes)
     sizes = "; ".join(f"{np.mean([line[runtime]['bytes'] for line in lines]) / 1e3:.0f}" for runtime in runtimes)
-    allowed = (ALLOWED_FULL if first["epochs"] == FULL else ALLOWED).get(first["name"])
+    (experiment,) = (each for each in EXPERIMENTS if each.name == first["name"])
+    allowed = experiment.allowed.get(first["epochs"])
     return (
         first["name"],
         str(first["epochs"]),
@@ -330,18 +323,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=[each.name for each in EXPERIMENTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--full", action="store_true", help=f"{FULL} epochs")
+    parser.add_argument("--full", action="store_true", help=f"those of more than {USUAL} epochs")
     parser.add_argument("--train", action="store_true", help="only train, and keep the graphs")
     options = parser.parse_args()
-    epochs = FULL if options.full else options.epochs
     done = {(line["name"], line["seed"], line["epochs"]) for line in finished()}
+    wanted = [each for each in EXPERIMENTS if options.only is None or each.name in options.only]
+    trainings = [(each, epochs) for each in wanted for epochs in each.epochs if (epochs > USUAL) == options.full]
     subject: Subject | None = None
     for seed in options.seeds:
-        for experiment in EXPERIMENTS:
-            usual = experiment.full or experiment.full_only if options.full else not experiment.full_only
-            wanted = usual if options.only is None else experiment.name in options.only
-            if not wanted or (experiment.name, seed, epochs) in done:
+        for experiment, epochs in trainings:
+            if (experiment.name, seed, epochs) in done:
                 continue
             subject = subject or Subject()
             (train_peer if experiment.peer else train)(subject, experiment, seed, epochs)

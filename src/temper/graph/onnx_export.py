@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import torch
 from onnx.defs import OpSchema
+from onnx_ir.passes.common import DeduplicateHashedInitializersPass
 from onnxscript import opset21 as op
 from onnxscript.values import Op, Opset
 
@@ -82,6 +83,7 @@ def _convert(graph: Graph, file: Path) -> None:
     _name(program.model.graph, graph.schema)
     if (group := activation_group(graph)) is not None:
         program.model.metadata_props[ACTIVATION_GROUP] = str(group)
+    DeduplicateHashedInitializersPass()(program.model)  # layers that share a weight make the same integers of it
     model = program.model_proto
     _strip(model)
     pack_weights(model)

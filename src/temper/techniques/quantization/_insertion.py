@@ -30,20 +30,31 @@ def affine(low: float, high: float, *, symmetric: bool, bits: int = 8) -> tuple[
     return torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.int32), (0, 2**bits - 1)
 
 
-def quantize_weight(graph: Graph, layer: Node, ranges: str, *, bits: int = 8) -> None:
-    node, integers = layer.args[1], weight_integers(bits)
+def quantize_weight(graph: Graph, layers: Sequence[Node], ranges: str, *, bits: int = 8) -> None:
+    """Let layers, in graph order, read the one weight that they share through one quantizer: it is stored once."""
+    node, integers = layers[0].args[1], weight_integers(bits)
     weight = tensor_of(graph.module, node)
     assert isinstance(node, Node)
     assert weight is not None
+    for layer in layers[1:]:
+        layer.update_arg(1, node)  # a weight may have several names, and be read where each is used
     scales = weight_scales(weight.detach(), integers, ranges)
-    insert(graph, node, [layer], scales, torch.zeros_like(scales, dtype=torch.int32), integers, axis=0)
+    insert(graph, node, layers, scales, torch.zeros_like(scales, dtype=torch.int32), integers, axis=0)
+
+
+def by_weight(graph: Graph, layers: Sequence[Node]) -> list[list[Node]]:
+    """The layers, in their order, together with those that read the same weight."""
+    groups: dict[int, list[Node]] = {}
+    for layer in layers:
+        groups.setdefault(id(tensor_of(graph.module, layer.args[1])), []).append(layer)
+    return list(groups.values())
 
 
 def quantize_bias(graph: Graph, layer: Node) -> None:
     """The bias in the units of the integer accumulator, so that rounding it costs next to nothing.
 
     Where the weights of a channel are tiny, or all zero, their scale would push the bias out of its integers: it is
-    raised there.
+    raised there, for all layers that read the weight.
     """
     values = _stored_bias(graph, layer)
     if values is None:
@@ -59,6 +70,10 @@ def quantize_bias(graph: Graph, layer: Node) -> None:
     if bool((reach > scales).any()):
         scales = torch.maximum(scales, reach)
         set_tensor(graph.module, str(weight.args[1].target), scales)
+        for other in weight.users:
+            if len(other.args) > 2 and is_quantizer(other.args[2]):
+                stored = other.args[2].args[1]
+                set_tensor(graph.module, str(stored.target), _input_scale(graph, other) * scales)
     scale = read * scales
     insert(graph, bias, [layer], scale, torch.zeros_like(scale, dtype=torch.int32), BIASES, axis=0)
 

@@ -9,7 +9,7 @@ from temper.core.context import Context
 from temper.core.graph import Graph
 from temper.graph.facts import CONVOLUTIONS, LINEAR, MATRIX_PRODUCTS, is_call
 from temper.graph.surgery import clean
-from temper.techniques.quantization._insertion import affine, insert, quantize_bias, quantize_weight
+from temper.techniques.quantization._insertion import affine, by_weight, insert, quantize_bias, quantize_weight
 from temper.techniques.quantization._placement import quantized_edges, range_sources
 from temper.techniques.quantization._ranges import Histogram, histograms, joint_range
 
@@ -88,9 +88,10 @@ def quantize(
                 continue
             ends = joint_range(observed, ranges.method, ranges.percentile, symmetric=symmetric, bits=width)
             shared[key] = insert(graph, node, readers, *affine(*ends, symmetric=symmetric, bits=width))
-    for layer in layers:
-        quantize_weight(graph, layer, ranges.method, bits=bits.weight(layer))
-        if integer_bias:
+    for readers in by_weight(graph, layers):
+        quantize_weight(graph, readers, ranges.method, bits=bits.weight(readers[0]))
+    if integer_bias:
+        for layer in layers:
             quantize_bias(graph, layer)
     clean(graph.module)
 
