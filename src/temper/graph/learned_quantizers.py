@@ -119,6 +119,15 @@ class LearnedQuantizer:
         return (self.high - self.low).bit_length()
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [each for each in (self.growth, self.shift) if each is not None]
+
+    def fix(self) -> None:
+        """Leave the scale and the zero point as they are."""
+        for each in self.parameters:
+            each.requires_grad_(False)
+
+    @property
     def scale(self) -> Tensor:
         return torch.mul(self.start, self.growth.detach())
 

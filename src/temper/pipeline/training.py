@@ -127,8 +127,8 @@ class _Held:
         order = rng.permutation(len(examples))
         lengths = None if examples.lengths is None else examples.lengths[order]
         rows = [order[each] for each in groups(lengths, len(order), size)]
-        if lengths is None:
-            rows = _whole(rows, size)
+        if lengths is None or schema.batch:
+            rows = _whole(rows, size, schema)
         self._rows = [rows[index] for index in rng.permutation(len(rows))]
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class _Read:
     def __init__(self, source: Source, schema: Schema, size: int, rng: np.random.Generator) -> None:
         self._source, self._schema = source, schema
         order = rng.permutation(len(source))
-        self._rows = _whole([order[start : start + size] for start in range(0, len(order), size)], size)
+        self._rows = _whole([order[start : start + size] for start in range(0, len(order), size)], size, schema)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -173,9 +173,9 @@ class _Given:
                 yield _batch(examples, self._schema)
 
 
-def _whole(rows: Sequence[NDArray[np.int64]], size: int) -> list[NDArray[np.int64]]:
-    """Without a last batch that is smaller than the others, unless it is the only one."""
-    return list(rows) if len(rows) == 1 else [each for each in rows if len(each) == size]
+def _whole(rows: Sequence[NDArray[np.int64]], size: int, schema: Schema) -> list[NDArray[np.int64]]:
+    """Without batches that are smaller than others, unless there is but one and the model takes that as well."""
+    return list(rows) if len(rows) == 1 and not schema.batch else [each for each in rows if len(each) == size]
 
 
 def _batch(examples: Examples, schema: Schema) -> Batch:

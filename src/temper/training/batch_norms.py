@@ -10,7 +10,7 @@ from torch.fx import Node
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.training import Batch
-from temper.graph.mode import norms_in_training
+from temper.graph.mode import norms_in_training, set_norm_training, set_training
 from temper.graph.surgery import tensor_of
 
 MOMENTUM = 6
@@ -35,16 +35,20 @@ def _values_of_a_channel(norm: Node) -> int | None:
 
 
 def re_estimate(graph: Graph, norms: Sequence[Node], batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """Set the running mean and variance of the norms, which are in training mode, to their means over the batches.
+    """Set the running mean and variance of the norms to their means over the batches, with all else as it is executed.
 
-    The batches are on the graph's device.
+    The batches are on the graph's device. The graph is in evaluation mode afterwards.
 
     Reference: Nagel et al. 2022 (arXiv 2203.11086), section 5.1: with few bits, running statistics lag behind weights
     that hop between integers.
 
-    Raises: TrialError if they are not finite.
+    Raises: TrialError if they are not finite, or if there is no batch.
     """
+    set_training(graph, False)
     momenta = [norm.args[MOMENTUM] for norm in norms]
+    for norm in norms:
+        set_norm_training(norm, True)
+    count = 0
     with torch.no_grad():
         for count, inputs in enumerate(batches, start=1):
             for norm in norms:
@@ -53,7 +57,12 @@ def re_estimate(graph: Graph, norms: Sequence[Node], batches: Iterable[tuple[Ten
             graph.module(*inputs)
     for norm, momentum in zip(norms, momenta):
         norm.update_arg(MOMENTUM, momentum)
-    graph.module.recompile()
+    set_training(graph, False)
+    if not count:
+        raise TrialError(
+            "no batch is left to take the statistics of batch norms from: give a training part that can be gone "
+            "through again"
+        )
     for norm in norms:
         statistics = (tensor_of(graph.module, each) for each in norm.args[3:5])
         if not all(each is not None and bool(each.isfinite().all()) for each in statistics):

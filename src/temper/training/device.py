@@ -17,15 +17,16 @@ def on(graph: Graph, device: str) -> Iterator[None]:
     """Have the graph on the device while the context lasts, in place: its tensors, and what its operators make anew.
 
     Parameters and buffers that are added meanwhile come back with the others. On a graphics processor the fastest
-    algorithms are looked for, since every step has the same shapes.
+    algorithms are looked for, since every step has the same shapes, among those that keep all bits of a float32.
     """
-    searched = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    cudnn = torch.backends.cudnn
+    searched, shortened = cudnn.benchmark, cudnn.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32 = True, False
     try:
         _move(graph, device)
         yield
     finally:
-        torch.backends.cudnn.benchmark = searched
+        cudnn.benchmark, cudnn.allow_tf32 = searched, shortened
         _move(graph, "cpu")
 
 

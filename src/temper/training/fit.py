@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ COMPILED_FROM = 300
 """Steps from which compiling, which takes a minute or so, is worth its time."""
 LOOKED_AT = 20
 """Steps after which the loss is looked at, for which a graphics processor must be waited for."""
+FEWER_LOOKED_AT = 4
+"""How many times as many batches an epoch has as are looked at of the selection part, to tell how training goes."""
 TOLD_AFTER = 30.0
 """Seconds after which a long epoch says how far it has come."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch came to: mean losses on the training and on the selection part, and seconds with both."""
+    """What one epoch came to: mean losses on the training and the selection part, NaN if unknown, and seconds."""
 
     loss: float
     selection_loss: float
@@ -73,6 +76,7 @@ def fit(
                     loop.compile()
                 if loop.epoch():
                     loop.save()
+        loop.tell_what_is_missing()
     if not loop.step:
         raise TrialError(
             f"{name}: the time ended before the first step of training; give the run more, or fewer epochs"
@@ -97,7 +101,8 @@ class _Loop:
         self.graph, self.training, self.plan, self.file, self._after_step = graph, training, plan, file, after_step
         self._is_channels_last = is_channels_last
         self._groups = groups = [group for group in groups if group.parameters]
-        self._steps = len(training.batches(plan.batch, 0))
+        with seeded(seed, 0):  # a source may be read for the first time
+            self._steps = len(training.batches(plan.batch, 0))
         if not self._steps:
             raise TrialError("the training part does not hold one batch: give more examples, or a smaller batch")
         self._identity = identity(graph, groups, plan, seed, self._steps)
@@ -162,15 +167,21 @@ class _Loop:
         if not seen:
             return False
         self._require_finite(total)
+        if not self._cut:
+            self._steps = seen  # a source may count batches that are of no use
         selection_loss = self._selection_loss()
         seconds = time.monotonic() - began
         loss_ = float(total) / seen
-        self._tell(f"loss {loss_:.4f}, on selection {selection_loss:.4f}, {seconds:.0f} s")
-        if self._cut:
-            share = self.step / (self.plan.epochs * self._steps)
-            self.training.tell(f"the time was up after {100 * share:.0f} % of the steps that were planned")
+        seen_on_selection = "" if math.isnan(selection_loss) else f", on selection {selection_loss:.4f}"
+        self._tell(f"loss {loss_:.4f}{seen_on_selection}, {seconds:.0f} s")
         self.history.append(Epoch(loss=loss_, selection_loss=selection_loss, seconds=seconds))
         return True
+
+    def tell_what_is_missing(self) -> None:
+        """Say how far the training came, if the time was up before its end."""
+        share = self.step / (self.plan.epochs * self._steps)
+        if self.step and share < 1 and (self._cut or time.monotonic() >= self.training.deadline):
+            self.training.tell(f"the time was up after {100 * share:.0f} % of the steps that were planned")
 
     def _tell(self, line: str) -> None:
         self.training.tell(f"epoch {len(self.history) + 1} of {self.plan.epochs}: {line}")
@@ -178,7 +189,8 @@ class _Loop:
     def save(self) -> None:
         """Write what is needed to go on behind this epoch."""
         if self.file is not None:
-            told = {"step": self.step, "cut": self._cut, "history": [asdict(each) for each in self.history]}
+            history = [asdict(each) for each in self.history]
+            told = {"step": self.step, "steps": self._steps, "cut": self._cut, "history": history}
             write(self.file, self.graph.module, self._optimizer, {"identity": self._identity, **told})
 
     def _restore(self) -> None:
@@ -194,7 +206,7 @@ class _Loop:
             self.training.tell(f"{self.file} is of a training with other settings or data: this one begins anew")
             return
         found.restore(self.graph.module, self._optimizer)
-        self.step, self._cut = told["step"], told["cut"]
+        self.step, self._steps, self._cut = told["step"], told["steps"], told["cut"]
         self.history = [Epoch(**each) for each in told["history"]]
         self.training.tell(f"training goes on behind epoch {len(self.history)}")
 
@@ -247,11 +259,20 @@ class _Loop:
             return self.graph.module(*inputs)
 
     def _selection_loss(self) -> float:
+        """The mean loss on the selection part; NaN if there is none, or the time is up.
+
+        Where nothing depends on it but what is told, it is that of a part that takes little time beside an epoch.
+        """
+        if self._cut:
+            return math.nan
         copy = self.graph.copy()
         set_training(copy, False)
         total, count = 0.0, 0
+        most = None if self.plan.patience else max(1, self._steps // FEWER_LOOKED_AT)
         with torch.no_grad():
-            for inputs, targets in self.training.selection(self.plan.batch):
+            for inputs, targets in islice(self.training.selection(self.plan.batch), most):
+                if time.monotonic() >= self.training.deadline:
+                    return math.nan
                 outputs = copy(*moved(inputs, self.training.device))
                 total += float(self.training.loss(outputs, targets.to(self.training.device))) * len(targets)
                 count += len(targets)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from temper.core.errors import TaskError
@@ -47,6 +47,8 @@ def resolve(loss: object, metric: str, schema: Schema) -> Loss:
     given: Callable[[Any, Tensor], Tensor] = loss
 
     def own(outputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        if isinstance(given, nn.Module):
+            given.to(targets.device)  # with what it holds, such as the weights of classes
         value = given(schema.nested(outputs), targets)  # type: ignore[arg-type] # of tensors
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

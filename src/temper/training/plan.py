@@ -51,9 +51,9 @@ class Group:
 
 
 def identity(graph: Graph, groups: Sequence[Group], plan: Plan, seed: int, steps: int) -> str:
-    """What tells trainings apart: the graph, what of it is trained and how, the seed, and the steps of an epoch."""
+    """What tells trainings apart: graph and tensors, what is trained and how, the seed, the steps of an epoch."""
     shapes = [[group.rate, group.decays, *(list(each.shape) for each in group.parameters)] for group in groups]
-    told = json.dumps([str(graph.module.graph), shapes, asdict(plan), seed, steps])
+    told = json.dumps([str(graph.module.graph), list(graph.module.state_dict()), shapes, asdict(plan), seed, steps])
     return hashlib.sha256(told.encode()).hexdigest()
 
 

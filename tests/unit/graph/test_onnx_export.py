@@ -5,9 +5,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from temper.core.context import Context
+from temper.core.technique import Technique, applied
 from temper.graph.capture import capture
+from temper.hardware.detect import this_host
 from temper.runtimes.onnxruntime import OnnxRuntime
 from temper.runtimes.openvino import OpenVino
+from temper.techniques.quantization.dynamic import DynamicQuantization
+from temper.techniques.quantization.post_training import PostTrainingQuantization
+from temper.techniques.quantization.weight_only import WeightOnlyQuantization
 
 
 class Named(nn.Module):
@@ -35,6 +41,33 @@ def test_outputs_may_be_named_like_anything(runtime: OnnxRuntime | OpenVino, tmp
     results = runtime.load(tmp_path, graph.schema, 1).run(x.numpy())
     for result, expected in zip(results, graph(x), strict=True):
         torch.testing.assert_close(torch.from_numpy(result), expected)
+
+
+class Repeated(nn.Module):
+    """One layer, four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = torch.tanh(self.layer(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    "technique", [PostTrainingQuantization(), DynamicQuantization(), WeightOnlyQuantization(group_size=32)]
+)
+def test_a_weight_that_is_read_many_times_is_stored_once(technique: Technique, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 64)
+    graph = capture(Repeated().eval(), ((x,), {}), names=["x"])
+    context = Context(runtime=OnnxRuntime(), target=this_host(), seed=0, calibration=(x.numpy(),))
+    OnnxRuntime().export(applied(technique, graph, context), tmp_path)
+    held = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert [sum(len(each.raw_data) == 64 * 64 for each in held)] == [1]
+    assert sum(len(each.raw_data) for each in held) < 2 * 64 * 64
 
 
 def test_strides_cost_no_operators(tmp_path: Path) -> None:

@@ -92,6 +92,14 @@ def test_a_loader_keeps_its_batches_and_a_model_of_one_batch_gets_that() -> None
     assert sizes(fixed.selection(4)) == [3, 3, 3]
 
 
+def test_a_model_of_one_batch_gets_no_other() -> None:
+    few = (np.zeros((2, 2), np.float32), np.arange(2))
+    assert sizes(training(few, schema(2)).batches(3, 0)) == [2]
+    assert sizes(training(few, schema(2, batch=3)).batches(3, 0)) == []
+    texts = {"x": TEXTS, "labels": np.arange(len(TEXTS))}
+    assert sizes(training(texts, schema(LENGTH, batch=2)).batches(8, 0)) == [2, 2]
+
+
 LENGTHS = (3, 5, 3, 5, 4, 3)
 TEXTS = [np.full(length, 0.5, np.float32) for length in LENGTHS]
 

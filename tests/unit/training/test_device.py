@@ -39,11 +39,13 @@ def test_it_is_there_and_comes_back() -> None:
     def interrupted() -> None:
         with on(graph, "cpu:0"):
             there.update(devices(graph))
+            assert not torch.backends.cudnn.allow_tf32
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert "cpu:0" in there
+    assert torch.backends.cudnn.allow_tf32
     assert devices(graph) == {"cpu"}
     assert all(one is other for one, other in zip(parameters, graph.module.parameters(), strict=True))
 

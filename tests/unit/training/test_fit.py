@@ -240,6 +240,52 @@ def test_it_ends_when_selection_gets_no_better() -> None:
     assert len(history) == 3
 
 
+@pytest.mark.parametrize(("patience", "looked_at"), [(0, COUNT // 4), (9, 3 * COUNT)])
+def test_what_only_tells_how_it_goes_takes_little_time(patience: int, looked_at: int) -> None:
+    """Where nothing depends on the selection part, no more of it is looked at than a quarter of an epoch."""
+    seen = 0
+
+    def loss(outputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        nonlocal seen
+        seen += not torch.is_grad_enabled()
+        return nn.functional.mse_loss(outputs[0], targets)
+
+    fitted(graph(), training(loss=loss, selection=lambda size: [batch(1)] * 3 * COUNT), epochs=2, patience=patience)
+    assert seen == 2 * looked_at
+
+
+def test_looking_at_the_selection_part_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Slow(list[Batch]):
+        def __iter__(self) -> Iterator[Batch]:
+            for each in super().__iter__():
+                clock[0] += 10
+                yield each
+
+    given = training(selection=lambda size: Slow([batch(1)] * COUNT), deadline=15.0, tell=told.append)
+    (only,) = fitted(graph(), given, epochs=2, patience=1)
+    assert math.isnan(only.selection_loss)
+    assert clock[0] == 20
+    assert "selection" not in told[0]
+    assert told[1:] == ["the time was up after 50 % of the steps that were planned"]
+
+
+def test_batches_that_are_of_no_use_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source says that it has more than it gives: the rate is down at the end all the same."""
+
+    class Boasting(list[Batch]):
+        def __len__(self) -> int:
+            return 2 * super().__len__()
+
+    shares: list[float] = []
+    given = training(batches=lambda size, epoch: Boasting([batch(index) for index in range(COUNT)]))
+    fitted(graph(), given, after_step=shares.append, epochs=4)
+    assert len(shares) == 4 * COUNT
+    assert shares[-1] > 0.95
+
+
 def test_without_a_selection_loss_nothing_ends_early() -> None:
     assert len(fitted(graph(), training(selection=lambda size: []), epochs=4, patience=1)) == 4
 

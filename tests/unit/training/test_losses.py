@@ -53,6 +53,12 @@ def test_what_is_ignored_does_not_count_and_may_be_all() -> None:
     assert float(cross_entropy(5, 7)((logits,), torch.full((3, 7), -100))) == 0.0
 
 
+def test_what_a_loss_holds_goes_where_the_targets_are() -> None:
+    weighted = torch.nn.CrossEntropyLoss(weight=torch.rand(5))
+    found = resolve(weighted, "cosine", schema(5))((drawn(3, 5).to("meta"),), classes(3).to("meta"))
+    assert found.device.type == "meta"
+
+
 def test_targets_may_be_probabilities_and_binary_and_columns() -> None:
     logits, shares = drawn(6, 5), drawn(6, 5).softmax(1)
     torch.testing.assert_close(cross_entropy(5)((logits,), shares), F.cross_entropy(logits, shares))

@@ -69,13 +69,19 @@ def quantize_bias(graph: Graph, layer: Node) -> None:
     reach = (values.abs() / (read * LARGEST_BIAS)).to(scales.dtype)
     if bool((reach > scales).any()):
         scales = torch.maximum(scales, reach)
-        set_tensor(graph.module, str(weight.args[1].target), scales)
+        set_tensor(graph.module, _scale_name(weight), scales)
         for other in weight.users:
             if len(other.args) > 2 and is_quantizer(other.args[2]):
-                stored = other.args[2].args[1]
-                set_tensor(graph.module, str(stored.target), _input_scale(graph, other) * scales)
+                set_tensor(graph.module, _scale_name(other.args[2]), _input_scale(graph, other) * scales)
     scale = read * scales
     insert(graph, bias, [layer], scale, torch.zeros_like(scale, dtype=torch.int32), BIASES, axis=0)
+
+
+def _scale_name(quantizer: object) -> str:
+    assert isinstance(quantizer, Node)
+    scale = quantizer.args[1]
+    assert isinstance(scale, Node)
+    return str(scale.target)
 
 
 def _stored_bias(graph: Graph, layer: Node) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from temper.core.context import Context
-from temper.core.errors import UsageError
+from temper.core.errors import NoEffect, UsageError
 from temper.core.facts import has_calibration, has_integer_runtime, has_training
 from temper.core.graph import Graph
 from temper.core.knobs import knob
@@ -42,6 +42,7 @@ from temper.training.device import moved, on
 from temper.training.fit import fit
 from temper.training.oscillation import Freezing
 from temper.training.plan import Group, Plan
+from temper.training.randomness import seeded
 
 RE_ESTIMATED, RE_ESTIMATED_LEAST = 50, 5
 """Batches that the statistics of batch norms are taken from at the end, and the least if time is short."""
@@ -110,10 +111,20 @@ class QuantizationAwareTraining(Technique):
                 raise UsageError(f"{self.name}: {name}=1 is too few: give 2 to 8, or 0 for num_bits")
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        """The graph with trained weights behind quantizers. Raises: TrialError if training fails."""
+        """The graph with trained weights behind quantizers.
+
+        Raises: TrialError if training fails; NoEffect if all weights are frozen, or no layer would have the bits that
+        are asked for.
+        """
         training, scheme = context.training, context.runtime.integers
         assert training is not None
         assert scheme is not None
+        weights = [tensor_of(graph.module, each.args[1]) for each in float_layers(graph)]
+        if not any(each is not None and each.requires_grad for each in weights):
+            raise NoEffect(
+                f"{self.name}: the weights of all layers are frozen (requires_grad is False); let those train that "
+                "may be, with model.requires_grad_(True)"
+            )
         phases = self._phases(self.bits(graph, float_layers(graph)))
         for index, phase in enumerate(phases):
             remove_quantizers(graph)
@@ -166,6 +177,9 @@ class QuantizationAwareTraining(Technique):
         norms = norms_in_training(graph)
         with on(graph, training.device):
             learned = learn(graph)
+            if not self.scale_rate:
+                for each in learned:
+                    each.fix()
             gammas = [tensor_of(module, norm.args[1]) for norm in folded]
             weights = [each for each in learned if tensor_of(module, each.node.args[0]) is not None]
             freezing = Freezing(graph, weights, self.freeze_flips) if self.freeze_flips else None
@@ -175,7 +189,8 @@ class QuantizationAwareTraining(Technique):
                 if epoch < frozen_from or not norms_in_training(graph):
                     return False
                 if epoch == frozen_from:
-                    self._re_estimate(graph, norms, training, epoch)
+                    self._re_estimate(graph, norms, training, seed, epoch)
+                    set_training(graph, True)
                 for norm in norms:
                     set_norm_training(norm, False)
                 module.recompile()
@@ -203,14 +218,17 @@ class QuantizationAwareTraining(Technique):
             )
             settle(graph, learned)
             if norms and len(history) <= frozen_from:
-                self._re_estimate(graph, norms, training, plan.epochs)
+                self._re_estimate(graph, norms, training, seed, plan.epochs)
         set_training(graph, False)
 
-    def _re_estimate(self, graph: Graph, norms: Sequence[Node], training: Training, epoch: int) -> None:
-        batches = islice(usable(graph, training.batches(self.batch, epoch)), RE_ESTIMATED)
-        counted = enumerate(moved(inputs, training.device) for inputs, _ in batches)
-        in_time = takewhile(lambda each: each[0] < RE_ESTIMATED_LEAST or time.monotonic() < training.deadline, counted)
-        re_estimate(graph, norms, (inputs for _, inputs in in_time))
+    def _re_estimate(self, graph: Graph, norms: Sequence[Node], training: Training, seed: int, epoch: int) -> None:
+        with seeded(seed, epoch):
+            batches = islice(usable(graph, training.batches(self.batch, epoch)), RE_ESTIMATED)
+            counted = enumerate(moved(inputs, training.device) for inputs, _ in batches)
+            in_time = takewhile(
+                lambda each: each[0] < RE_ESTIMATED_LEAST or time.monotonic() < training.deadline, counted
+            )
+            re_estimate(graph, norms, (inputs for _, inputs in in_time))
 
     def _plan(self, graph: Graph, bits: Bits, epochs: int) -> Plan:
         convolves = any(is_call(node, CONVOLUTIONS) for node in graph.module.graph.nodes)
@@ -233,7 +251,7 @@ class QuantizationAwareTraining(Technique):
         learnt: dict[int, tuple[float, nn.Parameter]] = {}
         for one in learned:
             rate = ADAMW_SCALES if plan.optimizer == "adamw" else _sgd_rate(one.bits) / _sgd_rate(least)
-            learnt |= {id(each): (rate, each) for each in (one.growth, one.shift) if each is not None}
+            learnt |= {id(each): (rate, each) for each in one.parameters if each.requires_grad}
         others = [each for each in graph.module.parameters() if each.requires_grad and id(each) not in learnt]
         scales = [
             Group(parameters=[each for own, each in learnt.values() if own == rate], rate=rate * self.scale_rate)
@@ -242,17 +260,23 @@ class QuantizationAwareTraining(Technique):
         return [
             Group(parameters=[each for each in others if each.dim() > 1], decays=True),
             Group(parameters=[each for each in others if each.dim() <= 1]),
-            *(scales if self.scale_rate else []),
+            *scales,
         ]
 
     def bits(self, graph: Graph, layers: Sequence[Node]) -> Bits:
         """The bits of each layer: those given by its name, those of an end, or those of all others.
 
-        A weight that several layers read has the most bits that one of them asks for.
+        A weight that several layers read has the most bits that one of them asks for. Raises: NoEffect if no layer has
+        the usual ones.
         """
         ends = _ends(graph, layers)
         usual = (self.weight_bits or self.num_bits, self.activation_bits or self.num_bits)
         bits = {each: (self.ends_bits, self.ends_bits) if each in ends else usual for each in layers}
+        if len(ends) == len(bits) and min(usual) < self.ends_bits and not self.layer_bits:
+            raise NoEffect(
+                f"{self.name}: every layer is a first or a last one, which have ends_bits={self.ends_bits}: none would "
+                f"have {min(usual)} bits; give ends_bits or layer_bits"
+            )
         bits |= self._given(layers)
         most: dict[str, int] = {}
         for layer, (weights, _) in bits.items():
@@ -272,7 +296,7 @@ class QuantizationAwareTraining(Technique):
             name, _, bits = entry.partition("=")
             weights, slash, inputs = bits.partition("/")
             both = (weights.strip(), (inputs if slash else weights).strip())
-            if name.strip() not in named or not all(each.isdigit() and 2 <= int(each) <= 8 for each in both):
+            if name.strip() not in named or not all(each.isdecimal() and 2 <= int(each) <= 8 for each in both):
                 raise UsageError(
                     f"{self.name}: layer_bits has {entry!r}; write name=bits, or name=weights/inputs, with 2 to 8 "
                     f"bits, and one of these names: {', '.join(named)}"

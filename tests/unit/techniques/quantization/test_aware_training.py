@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from temper.core.context import Context
-from temper.core.errors import TrialError, UsageError
+from temper.core.errors import NoEffect, TrialError, UsageError
 from temper.core.graph import Graph
 from temper.core.runtime import Runtime
 from temper.core.technique import applied
@@ -317,6 +318,104 @@ def test_a_weight_that_several_layers_read_has_the_same_bits_in_all() -> None:
     graph = trained(graph_of(Tied().eval(), images(4)), num_bits=4, layer_bits="shared=3/5", epochs=1)
     assert [_bits(layer.args[1]) for layer in weighted_layers(graph)] == [8, 3, 3, 8]
     assert [_bits(layer.args[0]) for layer in weighted_layers(graph)] == [8, 5, 5, 8]
+    assert len({layer.args[1] for layer in weighted_layers(graph)}) == 3
+
+
+def test_a_bias_stays_in_the_units_of_a_weight_that_several_layers_read() -> None:
+    """The second reading's input is so small that the scale of the weight must rise for its bias."""
+    torch.manual_seed(0)
+    model = Tied().eval()
+    with torch.no_grad():
+        model.shared.weight[0] = 0
+        model.shared.weight[1:] *= 1e-9
+        model.shared.bias[1:] *= 1e-9
+        model.shared.bias[0] = -5
+    graph = trained(graph_of(model, images(4)), epochs=1, learning_rate=1e-6)
+    layers = [layer for layer in weighted_layers(graph) if "shared" in str(layer.args[1].args[0])]
+    assert len(layers) == 2
+    read, weight = ([_scale(graph, layer.args[place]) for layer in layers] for place in (0, 1))
+    assert float(read[0]) != float(read[1])
+    for layer, own, shared in zip(layers, read, weight, strict=True):
+        torch.testing.assert_close(_scale(graph, layer.args[2]), own * shared, rtol=0, atol=0)
+
+
+def _scale(graph: Graph, quantizer: Any) -> Tensor:
+    assert is_quantizer(quantizer)
+    found = tensor_of(graph.module, quantizer.args[1])
+    assert found is not None
+    return found.detach()
+
+
+def test_what_is_frozen_cannot_be_trained() -> None:
+    torch.manual_seed(0)
+    graph = graph_of(Tied().eval().requires_grad_(False), images(4))
+    with pytest.raises(NoEffect, match="weights of all layers are frozen"):
+        trained(graph)
+
+
+def test_bits_that_no_layer_would_have_are_refused() -> None:
+    torch.manual_seed(0)
+    graph = graph_of(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)), images(4, size=8)
+    )
+    training = replace(training_for(graph), batches=lambda size, epoch: [((images(8, size=8),), torch.zeros(8, 2))])
+    context = context_for(graph, training=training, calibration=(images(8, size=8).numpy(),))
+    with pytest.raises(NoEffect, match="none would have 2 bits; give ends_bits"):
+        applied(QuantizationAwareTraining(num_bits=2, epochs=1), graph, context)
+    narrow = applied(QuantizationAwareTraining(num_bits=2, ends_bits=2, epochs=1), graph, context)
+    assert set(bits_of(narrow).values()) == {(2, 2)}
+
+
+class Dropped(nn.Module):
+    """Dropout before a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.dropout(torch.relu(self.first(x)), 0.5, self.training)
+        return self.head(torch.relu(self.norm(self.second(y)))).mean((2, 3))
+
+
+def test_statistics_are_repeated_whatever_the_global_generator_holds() -> None:
+    torch.manual_seed(0)
+    graph = graph_of(randomized(Dropped()), images(4))
+
+    class Noisy(list[Batch]):
+        def __iter__(self) -> Iterator[Batch]:
+            return (((x + torch.randn_like(x),), targets) for (x,), targets in super().__iter__())
+
+    context = context_for(graph)
+    assert context.training is not None
+    batches = context.training.batches
+    noisy = replace(context, training=replace(context.training, batches=lambda *given: Noisy(batches(*given))))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(
+            applied(QuantizationAwareTraining(batch=SIZE, epochs=2), graph, noisy).module.state_dict().values()
+        )
+    assert all(map(torch.equal, *found))
+    assert any(each.dtype == torch.float32 and each.numel() > 1 for each in found[0])
+
+
+def test_a_source_that_can_be_gone_through_only_once_is_refused(net: Graph) -> None:
+    context = context_for(net)
+    assert context.training is not None
+    once = iter(context.training.batches(SIZE, 0))
+
+    class Once:
+        def __len__(self) -> int:
+            return COUNT
+
+        def __iter__(self) -> Iterator[Batch]:
+            return once
+
+    given = replace(context, training=replace(context.training, batches=lambda size, epoch: Once()))
+    with pytest.raises(TrialError, match="gone through again"):
+        applied(QuantizationAwareTraining(batch=SIZE, epochs=1), net, given)
 
 
 @pytest.mark.parametrize(
