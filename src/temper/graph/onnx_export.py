@@ -1,6 +1,7 @@
 """From a graph to one ONNX file: the common language of the integer runtimes (float operators around QDQ pairs)."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from itertools import count
@@ -10,7 +11,7 @@ from typing import Any
 import onnx
 import torch
 from onnx.defs import OpSchema
-from onnx_ir.passes.common import DeduplicateHashedInitializersPass
+from onnx_ir.passes.common import DeduplicateInitializersPass
 from onnxscript import opset21 as op
 from onnxscript.values import Op, Opset
 
@@ -83,7 +84,8 @@ def _convert(graph: Graph, file: Path) -> None:
     _name(program.model.graph, graph.schema)
     if (group := activation_group(graph)) is not None:
         program.model.metadata_props[ACTIVATION_GROUP] = str(group)
-    DeduplicateHashedInitializersPass()(program.model)  # layers that share a weight make the same integers of it
+    # Layers that share a weight make the same integers of it. (The pass that hashes wants contiguous tensors.)
+    DeduplicateInitializersPass(size_limit=sys.maxsize)(program.model)
     model = program.model_proto
     _strip(model)
     pack_weights(model)
