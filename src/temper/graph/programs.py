@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from temper.core.errors import TrialError
 from temper.core.graph import Graph
 from temper.core.schema import TensorSpec
+from temper.graph.facts import CONVOLUTIONS, is_call
 from temper.graph.quantizers import DEQUANTIZE, QUANTIZE, packed
 from temper.graph.surgery import add_tensor, clean, tensor_of
 
@@ -29,6 +30,7 @@ def exported(graph: Graph, lower: torch.dtype | None = None, largest_batch: int 
             f"{'; '.join(map(str, graph.schema.inputs))}. Pad all examples to one length to have it tried"
         )
     module = packed(graph).module.eval()
+    _unpack_single_channels(module)
     for node in list(module.graph.nodes):
         if node.target in (QUANTIZE, DEQUANTIZE):
             _decompose(module, node)
@@ -56,6 +58,22 @@ class _Autocast(nn.Module):
         with torch.autocast("cpu", self.dtype):
             outputs = self.module(*inputs)
         return tuple(each.float() if each.dtype is self.dtype else each for each in outputs)
+
+
+def _unpack_single_channels(module: GraphModule) -> None:
+    """Store the weights of convolutions of a single channel as floats, on their grids, so that they run in float.
+
+    In integers Inductor (torch 2.13) hands on their outputs in another order of memory than the kernel wrote: of one
+    channel, strides do not tell channels last from channels first.
+    """
+    for node in module.graph.nodes:
+        weight = node.args[1] if is_call(node, CONVOLUTIONS) else None
+        if not isinstance(weight, Node) or weight.target is not DEQUANTIZE or node.args[6:] not in ((), (1,)):
+            continue
+        integers, scale, zero = (tensor_of(module, each) for each in weight.args[:3])
+        if integers is not None and integers.shape[1] == 1:
+            values = DEQUANTIZE(integers, scale, zero, weight.args[3])
+            node.update_arg(1, add_tensor(module, f"{weight.name}_float", values))
 
 
 def _decompose(module: GraphModule, node: Node) -> None:

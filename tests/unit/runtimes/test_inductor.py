@@ -10,21 +10,26 @@ from torch import Tensor, nn
 
 from temper.core import artifact, catalog
 from temper.core.artifact import Artifact, load
+from temper.core.context import Context
 from temper.core.errors import ArtifactError, MissingExtra, TrialError
 from temper.core.explanation import Explanation
 from temper.core.goal import Conditions
 from temper.core.graph import Graph
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
+from temper.core.technique import applied
 from temper.graph import inductor
 from temper.graph.capture import capture
 from temper.graph.inductor_profile import _layers
 from temper.graph.sensitivity import layers_of
+from temper.hardware.detect import this_host
 from temper.measure.load import Service
 from temper.pipeline.bench import bench
 from temper.pipeline.explain import explain, timed
 from temper.pipeline.load import best_services
 from temper.pipeline.load import load as offer
+from temper.runtimes.torch_compiled import TorchCompiled
+from temper.techniques.quantization.post_training import PostTrainingQuantization
 
 
 class Layer(nn.Module):
@@ -133,3 +138,17 @@ def test_no_command_loads_native_code_unasked(graph: Graph, tmp_path: Path) -> N
     ):
         with pytest.raises(ArtifactError, match="holds native code"):
             attempt()
+
+
+def test_a_convolution_of_one_channel_runs_beside_integers(tmp_path: Path) -> None:
+    """In integers, what it handed on was in disorder: the next layer made chance of it."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    x = torch.rand(16, 1, 8, 8)
+    graph = capture(nn.Sequential(*layers).eval(), ((x[:2],), {}), names=("x",))
+    context = Context(runtime=TorchCompiled(), target=this_host(), seed=0, calibration=(x.numpy(),))
+    quantized = applied(PostTrainingQuantization(), graph, context)
+    compiled = made("torch_compiled", quantized, tmp_path / "compiled")
+    with torch.no_grad():
+        np.testing.assert_allclose(load(compiled.folder)(x.numpy()), quantized(x)[0].numpy(), atol=1e-5)
+    assert TorchCompiled().executed(compiled.folder, graph.schema)["int8"] == 2
