@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from temper.core.measurement import megabytes
+
 if TYPE_CHECKING:
     from temper.core.measurement import Measurement
     from temper.core.proof import Judgement, Row
@@ -38,8 +40,8 @@ def rows_table(rows: "Iterable[Row]", metric: str) -> Table:
             f"{of['drop'].value:+.4f} ≤ {of['drop'].upper:+.4f}",
             milliseconds(of["latency_s"]),
             interval(of["latency_ratio"], 3),
-            megabytes(of["size_bytes"]),
-            megabytes(of["memory_bytes"]),
+            megabytes(of["size_bytes"].value),
+            megabytes(of["memory_bytes"].value),
         )
     return table
 
@@ -64,7 +66,3 @@ def interval(measurement: "Measurement", digits: int) -> str:
 
 def milliseconds(measurement: "Measurement") -> str:
     return f"{measurement.value * 1e3:.3f} ms"
-
-
-def megabytes(measurement: "Measurement") -> str:
-    return f"{measurement.value / 1e6:.2f} MB"

@@ -44,3 +44,9 @@ class Measurement:
         lower = -math.inf if fields["lower"] is None else fields["lower"]
         upper = math.inf if fields["upper"] is None else fields["upper"]
         return cls(**{**fields, "value": value, "lower": lower, "upper": upper})
+
+
+def megabytes(size_bytes: float) -> str:
+    """Bytes in words, in MB to a hundredth, and less than one MB to three digits."""
+    size = size_bytes / 1e6
+    return f"{size:.2f} MB" if size >= 1 else f"{size:.3g} MB"

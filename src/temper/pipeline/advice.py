@@ -19,12 +19,18 @@ LARGEST_ERROR = 1e-3
 """A relative squared error of the inputs above this (30 dB) is more than 8 bits usually leave."""
 
 
-def advise(call_s: float, kernels: Sequence[Kernel], layers: Sequence[Layer]) -> tuple[Advice, ...]:
-    """Everything worth saying: speed first, then accuracy, the largest share first."""
+def advise(
+    call_s: float, kernels: Sequence[Kernel], layers: Sequence[Layer], *, trained: bool = False
+) -> tuple[Advice, ...]:
+    """Everything worth saying: speed first, then accuracy, the largest share first.
+
+    Of a graph that was `trained` with its quantizers nothing is said of accuracy: without them it is another network.
+    """
     found = (*_islands(kernels), *_conversions(kernels), *_widths(kernels, layers), *_overhead(call_s, kernels))
     found += tuple(_unpacked(kernels, layers))
     speed = sorted(found, key=lambda each: -each.share)
-    accuracy = sorted((*_sensitive(layers), *_coarse(layers)), key=lambda each: -each.share)
+    losses = () if trained else (*_sensitive(layers), *_coarse(layers))
+    accuracy = sorted(losses, key=lambda each: -each.share)
     return tuple(each for each in (*speed, *accuracy) if each.share >= WORTH_SAYING)
 
 

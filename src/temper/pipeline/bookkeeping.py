@@ -10,6 +10,7 @@ from temper.core.facts import is_onnx, is_torch
 from temper.core.frontier import baseline, candidates
 from temper.core.goal import Goal
 from temper.core.journal import Journal
+from temper.core.measurement import megabytes
 from temper.core.runtime import Runtime
 from temper.core.search import Space
 from temper.core.trial import Trial
@@ -121,10 +122,10 @@ def outcome(trial: Trial, trials: Sequence[Trial], goal: Goal) -> str:
     if not trial.measured or best is None:
         return f"{trial.outcome}: {trial.reason}"
     ratio = trial.measurements["latency_ratio"].value / best.measurements["latency_ratio"].value
-    size = trial.measurements["size_bytes"].value / 1e6
+    size = megabytes(trial.measurements["size_bytes"].value)
     kept = "" if trial.within(goal) else ", outside of the limits"
     drop = f"drop {trial.drop.value:+.4f}"
-    return f"{ratio:.2f} of the latency of the best float runtime so far, {drop}, {size:.2f} MB{kept}"
+    return f"{ratio:.2f} of the latency of the best float runtime so far, {drop}, {size}{kept}"
 
 
 def command(

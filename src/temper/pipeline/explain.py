@@ -10,6 +10,7 @@ import psutil
 
 from temper.core.artifact import Artifact
 from temper.core.explanation import Explanation, Kernel, Layer
+from temper.core.facts import has_training
 from temper.core.journal import Journal
 from temper.core.recipe import Recipe
 from temper.core.runtime import Runtime
@@ -25,7 +26,9 @@ def explained(workshop: Workshop, recipe: Recipe, folder: Path, part: str) -> Ex
     Raises: TrialError and its kin if the artifact cannot be profiled, or its graph not be made again.
     """
     call_s, kernels = workshop.profile(folder, part)
-    return _explanation(recipe.runtime, call_s, kernels, timed(workshop.layers(recipe, folder), kernels))
+    layers = timed(workshop.layers(recipe, folder), kernels)
+    trained = any(has_training in each.needs for each in recipe.techniques)
+    return _explanation(recipe.runtime, call_s, kernels, layers, trained=trained)
 
 
 def explain(folder: Path, *, trust: bool = False) -> Explanation:
@@ -48,9 +51,9 @@ def explain(folder: Path, *, trust: bool = False) -> Explanation:
 
 
 def _explanation(
-    runtime: Runtime, call_s: float, kernels: tuple[Kernel, ...], layers: tuple[Layer, ...]
+    runtime: Runtime, call_s: float, kernels: tuple[Kernel, ...], layers: tuple[Layer, ...], *, trained: bool = False
 ) -> Explanation:
-    advice, untimed = advise(call_s, kernels, layers), "" if kernels else runtime.untimed
+    advice, untimed = advise(call_s, kernels, layers, trained=trained), "" if kernels else runtime.untimed
     return Explanation(call_s=call_s, kernels=kernels, layers=layers, advice=advice, untimed=untimed)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from temper.core.errors import HostError, TemperError
 from temper.core.goal import Goal
-from temper.core.measurement import Measurement
+from temper.core.measurement import Measurement, megabytes
 from temper.core.proof import Judgement, Row, Verdict
 from temper.core.recipe import Recipe
 from temper.core.schema import Array
@@ -158,7 +158,7 @@ def judge_gain(goal: Goal, row: Row, baseline: Row) -> Judgement:
         )
     else:
         bound, floor = baseline.measurements[name].lower, 0.0
-        words = f"{mine.value / 1e6:.2f} MB against the baseline's {bound / 1e6:.2f} MB"
+        words = f"{megabytes(mine.value)} against the baseline's {megabytes(bound)}"
     verdict = _verdict(mine, bound - floor, bound + floor)
     return Judgement(limit=name, bound=bound, measurement=mine, verdict=verdict, reason=f"{TITLES[name]} is {words}")
 

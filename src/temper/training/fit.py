@@ -154,7 +154,7 @@ class _Loop:
             total, seen, self.step = total + loss.detach(), seen + 1, self.step + 1
             self._began = self._began or time.monotonic()
             self._schedule.step()
-            if seen % LOOKED_AT == 0:
+            if seen % LOOKED_AT == 0 or self.step == 1:
                 self._require_finite(total)
             if time.monotonic() - told > TOLD_AFTER:
                 told = time.monotonic()
@@ -226,7 +226,11 @@ class _Loop:
 
     def _require_finite(self, total: Tensor) -> None:
         if not math.isfinite(float(total)):
-            raise TrialError(f"training diverged by step {self.step}: its loss is not finite; lower learning_rate")
+            if self.step == 1:
+                raise TrialError("the loss is not finite at the first step: look at the loss and the training part")
+            raise TrialError(
+                f"training diverged by step {self.step}: its loss is not finite; a lower learning_rate may help"
+            )
 
     def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         inputs, targets = moved(inputs, self.training.device), targets.to(self.training.device)

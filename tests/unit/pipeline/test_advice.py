@@ -50,6 +50,12 @@ def test_conversions_overhead_and_widths() -> None:
     assert "a (30)" in said(found, "multiple of 16")[0].what
 
 
+def test_of_a_trained_graph_nothing_is_said_that_holds_without_quantizers() -> None:
+    layers = (*(layer(name, sensitivity=1e-6) for name in "abcdef"), layer("g", sensitivity=1e-2, input=rounded(1e-1)))
+    assert {each.hurts for each in advise(1e-4, GOOD, layers)} == {"accuracy"}
+    assert advise(1e-4, GOOD, layers, trained=True) == ()
+
+
 def test_weights_of_few_bits_are_no_faster_where_kernels_have_8() -> None:
     few = replace(rounded(1e-3), bits=3)
     layers = (layer("a", seconds=5e-5, precision="int8", weight=few), layer("b", seconds=5e-5, precision="int8"))

@@ -252,6 +252,19 @@ def test_for_the_least_size_training_goes_down_in_bits_while_limits_are_kept(lea
     assert [str(each.techniques) for each in trained[: len(tried)]] == [str((_Training(bits=each),)) for each in tried]
 
 
+def test_nothing_is_put_behind_what_was_trained() -> None:
+    """It aims at the graph without quantizers, which is not what was trained."""
+    usual = widened(_Training, _Mending)
+
+    def judge(recipe: Recipe) -> tuple[float, float]:
+        trained = any(isinstance(each, _Training) for each in recipe.techniques)
+        return (0.5, 0.1 if trained else 0.2) if recipe.techniques else (1.0, 0.0)
+
+    found = [[each.name for each in one.recipe.techniques] for one in run(usual, judge)]
+    assert ["training"] in found
+    assert not any(len(names) > 1 for names in found if "training" in names)
+
+
 def _touched(history: list[Trial]) -> list[int]:
     """The numbers of the trials in which a free knob stands at another value than its default."""
     ranges = [[getattr(each, "ranges", "minmax") for each in trial.recipe.techniques] for trial in history]

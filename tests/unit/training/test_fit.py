@@ -240,6 +240,19 @@ def test_it_ends_when_selection_gets_no_better() -> None:
     assert len(history) == 3
 
 
+@pytest.mark.parametrize(("first", "said"), [(1, "at the first step: look at the loss"), (3, "diverged by step 8")])
+def test_a_loss_that_is_not_finite_is_said(first: int, said: str) -> None:
+    calls = 0
+
+    def loss(outputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return nn.functional.mse_loss(outputs[0], targets) * (math.nan if calls >= first else 1.0)
+
+    with pytest.raises(TrialError, match=said):
+        fitted(graph(), training(loss=loss))
+
+
 @pytest.mark.parametrize(("patience", "looked_at"), [(0, COUNT // 4), (9, 3 * COUNT)])
 def test_what_only_tells_how_it_goes_takes_little_time(patience: int, looked_at: int) -> None:
     """Where nothing depends on the selection part, no more of it is looked at than a quarter of an epoch."""
@@ -377,7 +390,7 @@ def test_a_batch_norm_does_not_see_a_single_value() -> None:
 
 
 def test_what_cannot_be_trained_is_said() -> None:
-    with pytest.raises(TrialError, match="diverged"):
+    with pytest.raises(TrialError, match="loss is not finite"):
         fitted(graph(), training(loss=lambda outputs, targets: outputs[0].mean() * math.nan))
     with pytest.raises(TrialError, match="does not hold one batch"):
         fitted(graph(), training(batches=lambda size, epoch: []))

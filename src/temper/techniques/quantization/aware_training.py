@@ -132,6 +132,8 @@ class QuantizationAwareTraining(Technique):
             share = phase.epochs / sum(each.epochs for each in phases[index:])
             now = time.monotonic()
             due = replace(training, deadline=now + share * (training.deadline - now))
+            if len(phases) > 1:
+                training.tell(f"down to {phase.bits.least} bits, step {index + 1} of {len(phases)}")
             self._train(graph, norms, phase, due, context.seed)
         fold_quantized(graph, norms)
         if scheme.integer_bias:
