@@ -46,7 +46,16 @@ class Measurement:
         return cls(**{**fields, "value": value, "lower": lower, "upper": upper})
 
 
+def significant(number: float, digits: int = 3) -> str:
+    """A number with so many significant digits and no exponent: 0.495, 12.3, 1,234."""
+    if not math.isfinite(number):
+        return "unbounded"
+    if number == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(number))))
+    return f"{number:,.{decimals}f}".replace("-", "−")
+
+
 def megabytes(size_bytes: float) -> str:
-    """Bytes in words, in MB to a hundredth, and less than one MB to three digits."""
-    size = size_bytes / 1e6
-    return f"{size:.2f} MB" if size >= 1 else f"{size:.3g} MB"
+    """Bytes in words: 105 MB, 0.0113 MB."""
+    return f"{significant(size_bytes / 1e6)} MB"

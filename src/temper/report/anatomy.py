@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from temper.core.explanation import Advice, Explanation, Layer, Quantized
+from temper.core.measurement import significant
 from temper.report.findings import Findings
 from temper.report.markup import Column, Html, joined, section, table, tag, value
-from temper.report.words import MISSING, milliseconds, significant
+from temper.report.words import MISSING, milliseconds
 
 LEAST_SENSITIVITY = 1e-9
 """Sensitivities span many powers of ten: their bars are logarithmic, and begin here."""

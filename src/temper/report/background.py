@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from temper.core.measurement import megabytes, significant
 from temper.core.proof import Proof
 from temper.core.recipe import Recipe
 from temper.core.schema import Schema
 from temper.core.target import Target, multiplies
 from temper.report.findings import Findings
 from temper.report.markup import Column, Html, definitions, joined, section, table, tag
-from temper.report.words import gigabytes, megabytes, plural, significant
+from temper.report.words import gigabytes, plural
 
 USES = {
     "calibration": "ranges and statistics for techniques; no labels needed",

@@ -3,7 +3,7 @@
 import math
 
 from temper.core.goal import Goal
-from temper.core.measurement import Measurement
+from temper.core.measurement import Measurement, megabytes, significant
 from temper.core.proof import Judgement, Proof, Row
 from temper.report.findings import Findings
 from temper.report.markup import Column, Html, badge, joined, section, table, tag, value
@@ -12,13 +12,11 @@ from temper.report.words import (
     bound_of,
     digits_for,
     interval,
-    megabytes,
     milliseconds,
     percent,
     plural,
     recipe_in_words,
     signed,
-    significant,
     typeset,
     unit_of,
 )

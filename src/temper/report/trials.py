@@ -2,11 +2,11 @@
 
 import math
 
-from temper.core.measurement import Measurement
+from temper.core.measurement import Measurement, megabytes, significant
 from temper.core.trial import Trial
 from temper.report.findings import Findings
 from temper.report.markup import Column, Html, folded, joined, section, table, tag, value
-from temper.report.words import MISSING, digits_for, interval, megabytes, plural, recipe_in_words, signed, significant
+from temper.report.words import MISSING, digits_for, interval, plural, recipe_in_words, signed
 
 OVER = {"drop": "drop", "latency_s": "latency", "size_bytes": "size", "memory_bytes": "peak memory"}
 NOTES = (

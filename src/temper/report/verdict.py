@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from temper.core.measurement import Measurement
+from temper.core.measurement import Measurement, megabytes
 from temper.core.proof import Proof, Row, Verdict
 from temper.core.trial import OBJECTIVES
 from temper.report.findings import Findings
@@ -15,7 +15,6 @@ from temper.report.words import (
     bound_of,
     faster,
     is_noise,
-    megabytes,
     milliseconds,
     percent,
     plural,

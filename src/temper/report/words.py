@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from temper.core.knobs import Plug
-from temper.core.measurement import Measurement
+from temper.core.measurement import Measurement, significant
 from temper.core.recipe import Recipe
 
 SHARES = ("accuracy",)
@@ -29,16 +29,6 @@ def digits_for(limit: float) -> int:
     return min(max(2, 2 + math.ceil(-math.log10(limit))), 8)
 
 
-def significant(number: float, digits: int = 3) -> str:
-    """A number with so many significant digits and no exponent: 0.495, 12.3, 1,234."""
-    if not math.isfinite(number):
-        return "unbounded"
-    if number == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(number))))
-    return f"{number:,.{decimals}f}".replace("-", "−")
-
-
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 trial, 8,000 examples."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -46,10 +36,6 @@ def plural(count: int, noun: str) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{significant(seconds * 1e3)} ms"
-
-
-def megabytes(number: float) -> str:
-    return f"{significant(number / 1e6)} MB"
 
 
 def gigabytes(number: float) -> str:

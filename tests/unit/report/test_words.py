@@ -2,20 +2,10 @@ import math
 
 import pytest
 
-from temper.core.measurement import Measurement
+from temper.core.measurement import Measurement, significant
 from temper.core.recipe import Recipe
 from temper.report.markup import tag
-from temper.report.words import (
-    amount_of,
-    digits_for,
-    faster,
-    is_noise,
-    recipe_in_words,
-    signed,
-    significant,
-    smaller,
-    typeset,
-)
+from temper.report.words import amount_of, digits_for, faster, is_noise, recipe_in_words, signed, smaller, typeset
 
 
 def ratio(value: float, lower: float, upper: float, floor: float = 0.0) -> Measurement:
