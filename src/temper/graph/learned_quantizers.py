@@ -120,6 +120,7 @@ class LearnedQuantizer:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """What is trained: the growth, and the shift where there is one."""
         return [each for each in (self.growth, self.shift) if each is not None]
 
     def fix(self) -> None:

@@ -197,8 +197,8 @@ def _variations(space: Space, history: Sequence[Trial], *, compiles: bool) -> It
 def _moves(space: Space, history: Sequence[Trial]) -> Iterator[Recipe]:
     """One change: to the best trial within the limits, and to the better one that misses them by least.
 
-    Nothing is put beside training. What comes behind it aims at the outputs of the graph without quantizers, which is
-    not the network that was trained: bias correction made chance of 99 % there.
+    Nothing is put beside training: what comes behind it aims at the outputs of the graph without quantizers, which is
+    not the network that was trained.
     """
     best = _best_inside(space, history)
     for trial in (*([] if best is None else [best]), *_repairable(space, history)):
